@@ -1,0 +1,1 @@
+"""Corpora, and how they feed the models."""

@@ -1,0 +1,198 @@
+"""Waveforms: spectra inside the models, files outside them.
+
+B: batch, T: samples, N: frames, F: frequency bins, M: mel bands.
+"""
+
+import base64
+import dataclasses
+import io
+import os
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MelConfig:
+    """A log-mel front end.
+
+    Attributes:
+      sample_rate: of the waveform, in Hz.
+      num_mels: mel bands.
+      window_size: Hann window, in samples.
+      hop_size: samples between frames.
+      fft_size: points of the transform; 0 takes the power of two that holds the window.
+      f_min: lower edge of the first band, in Hz.
+      f_max: upper edge of the last band, in Hz; 0 takes half the sample rate.
+      floor: added to the magnitudes before the logarithm.
+    """
+
+    sample_rate: int = 16_000
+    num_mels: int = 80
+    window_size: int = 400
+    hop_size: int = 160
+    fft_size: int = 0
+    f_min: float = 0.0
+    f_max: float = 0.0
+    floor: float = 1e-5
+
+    def __post_init__(self):
+        if self.fft_size and self.fft_size < self.window_size:
+            raise ValueError(
+                f"MelConfig.fft_size {self.fft_size} is below window_size {self.window_size}: "
+                "enlarge it, or give 0 for the next power of two"
+            )
+
+    @property
+    def num_fft(self) -> int:
+        """Points of the transform."""
+        return self.fft_size or 1 << (self.window_size - 1).bit_length()
+
+
+def hz_to_mel(frequency):
+    """The HTK mel scale: 2595 log10(1 + f/700)."""
+    return 2595.0 * np.log10(1.0 + np.asarray(frequency) / 700.0)
+
+
+def mel_to_hz(mel):
+    """The inverse of `hz_to_mel`."""
+    return 700.0 * (10.0 ** (np.asarray(mel) / 2595.0) - 1.0)
+
+
+def mel_filters(
+    num_mels: int, num_fft: int, sample_rate: int, f_min: float = 0.0, f_max: float = 0.0
+) -> np.ndarray:
+    """Triangles of height one, evenly spaced on the HTK mel scale.
+
+    Not area-normalised: with Slaney's norm the upper bands fall below any useful log floor.
+
+    Returns:
+      f32 [num_fft // 2 + 1, num_mels].
+    """
+    edges = mel_to_hz(
+        np.linspace(hz_to_mel(f_min), hz_to_mel(f_max or sample_rate / 2), num_mels + 2)
+    )
+    bins = np.arange(num_fft // 2 + 1)[:, None] * (sample_rate / num_fft)
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def hann(window_size: int) -> np.ndarray:
+    """The periodic Hann window, f32 [window_size]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_size) / window_size)).astype(np.float32)
+
+
+def frame(waveform_BT: jax.Array, window_size: int, hop_size: int) -> jax.Array:
+    """Overlapping frames [B, T // hop, window], the n-th centred on sample n·hop + hop/2.
+
+    The ends are padded with zeros, so that the frame count depends on the length alone.
+    """
+    num_frames = waveform_BT.shape[-1] // hop_size
+    left = (window_size - hop_size) // 2
+    right = window_size - hop_size - left
+    padded = jnp.pad(
+        waveform_BT[..., : num_frames * hop_size], ((0, 0), (max(left, 0), max(right, 0)))
+    )
+    if window_size % hop_size == 0:
+        # Shifted reshapes: cheaper than a gather, and so is their gradient.
+        ratio = window_size // hop_size
+        hops = padded.reshape(padded.shape[0], -1, hop_size)
+        return jnp.concatenate([hops[:, i : i + num_frames] for i in range(ratio)], axis=-1)
+    index = np.arange(num_frames)[:, None] * hop_size + np.arange(window_size)
+    return padded[:, index]
+
+
+def stft(waveform_BT: jax.Array, window_size: int, hop_size: int, num_fft: int = 0) -> jax.Array:
+    """Short-time Fourier transform with a Hann window: complex64 [B, T // hop, num_fft // 2 + 1]."""
+    frames = frame(waveform_BT, window_size, hop_size) * hann(window_size)
+    return jnp.fft.rfft(frames, n=num_fft or window_size)
+
+
+def mel_magnitude(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
+    """Magnitudes in mel bands: f32 [B, T // hop, num_mels]."""
+    spectrum_BNF = stft(waveform_BT, config.window_size, config.hop_size, config.num_fft)
+    # The small term keeps the gradient of |·| finite in digital silence.
+    magnitude_BNF = jnp.sqrt(spectrum_BNF.real**2 + spectrum_BNF.imag**2 + 1e-12)
+    filters = mel_filters(
+        config.num_mels, config.num_fft, config.sample_rate, config.f_min, config.f_max
+    )
+    return magnitude_BNF @ filters
+
+
+def log_mel(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
+    """Natural logarithm of the mel magnitudes plus the floor: f32 [B, T // hop, num_mels]."""
+    return jnp.log(mel_magnitude(waveform_BT, config) + config.floor)
+
+
+def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Band-limited resampling along the first axis, f32."""
+    import soxr
+
+    if from_rate == to_rate:
+        return samples.astype(np.float32)
+    return soxr.resample(samples, from_rate, to_rate).astype(np.float32)
+
+
+def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
+    """Reads a file as mono f32 [T] at the given rate.
+
+    Raises:
+      UserError: the file is missing, or is no audio that libsndfile can read.
+    """
+    import soundfile
+
+    try:
+        samples_TC, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(f"cannot read {path} as audio ({error}): give a wav, flac, ogg or mp3 file")
+    return resample(samples_TC.mean(axis=1), rate, sample_rate)
+
+
+def wav_bytes(samples: np.ndarray, sample_rate: int) -> bytes:
+    """The bytes of a 16-bit PCM WAV file; samples outside [-1, 1] are clipped."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(samples, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def write_wav(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) -> None:
+    """Writes a 16-bit PCM WAV: beside its place first, then renamed, so never half a file."""
+    path = pathlib.Path(path)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(wav_bytes(samples, sample_rate))
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Waveform:
+    """Mono sound: `samples` f32 [T] in [-1, 1] at `sample_rate` Hz."""
+
+    samples: np.ndarray
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return len(self.samples) / self.sample_rate
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a 16-bit PCM WAV."""
+        write_wav(path, self.samples, self.sample_rate)
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(wav_bytes(self.samples, self.sample_rate)).decode()
+        return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
