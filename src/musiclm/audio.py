@@ -109,7 +109,7 @@ def frame(waveform_BT: jax.Array, window_size: int, hop_size: int) -> jax.Array:
 
 
 def stft(waveform_BT: jax.Array, window_size: int, hop_size: int, num_fft: int = 0) -> jax.Array:
-    """Short-time Fourier transform with a Hann window: complex64 [B, T // hop, num_fft // 2 + 1]."""
+    """Short-time Fourier transform, Hann window: complex64 [B, T // hop, num_fft // 2 + 1]."""
     frames = frame(waveform_BT, window_size, hop_size) * hann(window_size)
     return jnp.fft.rfft(frames, n=num_fft or window_size)
 
@@ -150,7 +150,9 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     try:
         samples_TC, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"cannot read {path} as audio ({error}): give a wav, flac, ogg or mp3 file")
+        raise UserError(
+            f"cannot read {path} as audio ({error}): give a wav, flac, ogg or mp3 file"
+        ) from error
     return resample(samples_TC.mean(axis=1), rate, sample_rate)
 
 

@@ -1,0 +1,152 @@
+"""The one training loop: every model goes through it, on two cores or on a pod."""
+
+import concurrent.futures
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import tqdm
+
+from musiclm import checkpoint, metrics, sharding
+from musiclm.training import health
+
+Batch = Mapping[str, np.ndarray]
+# dataset(seed=, batch_size=, start_step=): the batch of a step is a function of (seed, step) alone.
+Dataset = Callable[..., Iterator[Batch]]
+
+
+class Task(Protocol):
+    """A trainable model: pure functions that the loop compiles, one file a model."""
+
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        """The first state, a pytree with an int32 scalar `step`."""
+
+    def step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        """One update: the next state and scalar metrics."""
+
+    def evaluate(self, state: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Scalar metrics on a batch that is not trained on."""
+
+    def export(self, state: Any) -> tuple[Any, dict[str, Any]]:
+        """The config and the variables that a bundle keeps."""
+
+    def health(self) -> Sequence[health.HealthCheck]:
+        """What must hold while it trains."""
+
+
+def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Makes the next batch on a thread while this one is trained on."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as worker:
+        ahead = worker.submit(next, batches)
+        while True:
+            batch = ahead.result()
+            ahead = worker.submit(next, batches)
+            yield batch
+
+
+def train(
+    *,
+    task: Task,
+    dataset: Dataset,
+    workdir: str | os.PathLike,
+    num_steps: int,
+    batch_size: int,
+    eval_dataset: Dataset | None = None,
+    num_eval_batches: int = 4,
+    seed: int = 0,
+    mesh: sharding.MeshConfig | None = None,
+    log_every: int = 20,
+    eval_every: int = 500,
+    checkpoint_every: int = 500,
+    keep_checkpoints: int = 2,
+) -> Any:
+    """Trains a task, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      task: the model.
+      dataset: of training batches; see `Dataset`.
+      workdir: holds the checkpoints and the curves.
+      num_steps: updates in all.
+      batch_size: rows a global batch.
+      eval_dataset: of batches that are not trained on.
+      num_eval_batches: how many of them an evaluation averages over.
+      seed: of the weights, the batches and the steps' random numbers.
+      mesh: how devices are laid out; all on the data axis by default.
+      log_every, eval_every, checkpoint_every: in steps.
+      keep_checkpoints: how many of the newest stay.
+
+    Returns:
+      The final state.
+
+    Raises:
+      health.HealthError: a figure left its bounds. The newest checkpoint is from before.
+    """
+    workdir = pathlib.Path(workdir)
+    devices = (mesh or sharding.MeshConfig()).make()
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+
+    def init(batch):
+        return task.init(init_key, batch)
+
+    def step(state, batch):
+        return task.step(state, batch, jax.random.fold_in(step_key, state.step))
+
+    def evaluate(state, batch):
+        return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
+
+    first_batch = next(dataset(seed=seed, batch_size=batch_size, start_step=0))
+    shapes = jax.eval_shape(init, first_batch)
+    where = sharding.state_sharding(shapes, devices)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+    evaluate = jax.jit(evaluate)
+    monitor = health.HealthMonitor(task.health())
+
+    with (
+        jax.sharding.set_mesh(devices),
+        checkpoint.Checkpointer(workdir / "checkpoints", keep_checkpoints) as checkpoints,
+        metrics.MetricWriter(workdir) as writer,
+    ):
+        if checkpoints.latest_step is None:
+            state = jax.jit(init, out_shardings=where)(first_batch)
+        else:
+            state = checkpoints.restore(checkpoint.abstract(shapes, where))
+        start = int(state.step)
+        if start >= num_steps:
+            return state
+        batches = prefetch(dataset(seed=seed, batch_size=batch_size, start_step=start))
+        progress = tqdm.tqdm(
+            range(start, num_steps), initial=start, total=num_steps, desc=workdir.name, unit="step"
+        )
+        clock = time.perf_counter()
+        for done in progress:
+            state, scalars = step(state, sharding.to_devices(next(batches), devices))
+            count = done + 1
+            if count % log_every == 0 or count == num_steps:
+                scalars = {name: float(value) for name, value in scalars.items()}
+                monitor.observe(count, scalars)
+                elapsed, clock = time.perf_counter() - clock, time.perf_counter()
+                steps_logged = (count - start) % log_every or log_every
+                writer.write(count, scalars | {"steps_per_second": steps_logged / elapsed})
+                progress.set_postfix(loss=f"{scalars['loss']:.4g}")
+            if eval_dataset and (count % eval_every == 0 or count == num_steps):
+                held_out = eval_dataset(seed=seed, batch_size=batch_size, start_step=0)
+                results = [
+                    evaluate(state, sharding.to_devices(next(held_out), devices))
+                    for _ in range(num_eval_batches)
+                ]
+                writer.write(count, average(results, prefix="eval/"))
+            if count % checkpoint_every == 0 or count == num_steps:
+                checkpoints.save(count, state)
+    return state
+
+
+def average(results: Sequence[Mapping[str, jax.Array]], prefix: str = "") -> dict[str, float]:
+    """The mean of each metric over several batches."""
+    return {
+        prefix + name: float(np.mean([jax.device_get(result[name]) for result in results]))
+        for name in results[0]
+    }

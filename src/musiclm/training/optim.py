@@ -1,0 +1,86 @@
+"""Optimizers and learning-rate schedules."""
+
+import dataclasses
+
+import jax
+import optax
+
+SCHEDULES = ("constant", "cosine", "transformer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up, a schedule and gradient clipping.
+
+    Attributes:
+      learning_rate: at the peak.
+      warmup_steps: linear, from zero.
+      total_steps: where a cosine ends.
+      schedule: "constant", "cosine" (to `final_fraction` of the peak) or "transformer" (inverse
+        square root of the step after the warm-up).
+      final_fraction: what is left of the peak at the end of a cosine.
+      b1, b2, eps: Adam's.
+      weight_decay: decoupled, on matrices only: biases, scales and other vectors are left alone.
+      clip_norm: global norm that gradients are clipped to; 0 leaves them.
+    """
+
+    learning_rate: float = 3e-4
+    warmup_steps: int = 1_000
+    total_steps: int = 100_000
+    schedule: str = "cosine"
+    final_fraction: float = 0.02
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"OptimizerConfig.schedule is {self.schedule!r}: choose one of {SCHEDULES}"
+            )
+        if self.learning_rate <= 0:
+            raise ValueError(
+                f"OptimizerConfig.learning_rate is {self.learning_rate}: give a positive number"
+            )
+        if not 0 <= self.warmup_steps < self.total_steps:
+            raise ValueError(
+                f"OptimizerConfig.warmup_steps is {self.warmup_steps} of {self.total_steps} steps: "
+                "give 0 or more, and fewer than total_steps"
+            )
+
+    def rate(self, step):
+        """The learning rate at a step (a number or a traced scalar)."""
+        warmup = optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps))
+        if self.schedule == "constant":
+            after = optax.constant_schedule(self.learning_rate)
+        elif self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(
+                self.learning_rate, self.total_steps - self.warmup_steps, self.final_fraction
+            )
+        else:
+            start = max(1, self.warmup_steps)
+
+            def after(count):
+                return self.learning_rate * (start / (start + count)) ** 0.5
+
+        return optax.join_schedules([warmup, after], [self.warmup_steps])(step)
+
+    def make(self) -> optax.GradientTransformation:
+        """The optax transformation."""
+
+        def matrices(params):
+            return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+        adam = optax.adamw(
+            self.rate,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=matrices,
+        )
+        if not self.clip_norm:
+            return adam
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
