@@ -41,7 +41,8 @@ def test_empty_clusters_move_to_distinct_far_points():
     x_ND = jnp.arange(6.0)[:, None]
     distances_N = jnp.array([0.0, 5.0, 1.0, 9.0, 2.0, 0.5])
     seeds = _farthest(x_ND, distances_N, jnp.array([False, True, False, True]))
-    assert float(seeds[1, 0]) == 3.0 and float(seeds[3, 0]) == 1.0
+    assert float(seeds[1, 0]) == 3.0
+    assert float(seeds[3, 0]) == 1.0
 
 
 def test_every_cluster_owns_a_point_though_most_points_coincide():
