@@ -1,0 +1,205 @@
+"""MuLan: one embedding space for music and the words about it (arXiv 2208.12415).
+
+Shapes: B batch, T samples, N frames, F mel bins, W windows, L word pieces, D embedding.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from musiclm.audio import MelConfig, log_mel
+from musiclm.models.ast import Ast, AstConfig
+from musiclm.models.bert import Bert, BertConfig
+from musiclm.models.resnet import ResNet, ResNetConfig
+from musiclm.nn.spec_augment import SpecAugmentConfig, spec_augment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MuLanConfig:
+    """Both towers; the defaults are the paper's ResNet-50 and BERT-base.
+
+    Attributes:
+      resnet: Convolutional audio tower; exactly one of `resnet` and `ast` is given.
+      ast: Transformer audio tower.
+      bert: Text tower.
+      mel: Front end of the audio tower. Each window's log-mel is standardised by its own mean and
+        deviation, so that loudness does not matter.
+      spec_augment: Blanking of the spectrogram, in training only.
+      embedding_dim: Width D of the shared space.
+      window_seconds: What one audio embedding covers.
+      window_stride_seconds: Step between the windows of longer audio.
+      initial_temperature: τ at the start.
+      min_temperature: τ stays above it. The paper's loss has no lower bound as τ goes to zero once
+        every pair is told apart, so a floor must end that descent.
+    """
+
+    resnet: ResNetConfig | None = ResNetConfig()
+    ast: AstConfig | None = None
+    bert: BertConfig = BertConfig()
+    mel: MelConfig = MelConfig(num_mels=64, f_min=60.0, f_max=7_800.0)
+    spec_augment: SpecAugmentConfig = SpecAugmentConfig()
+    embedding_dim: int = 128
+    window_seconds: float = 10.0
+    window_stride_seconds: float = 1.0
+    initial_temperature: float = 0.1
+    min_temperature: float = 0.01
+
+    def __post_init__(self):
+        if (self.resnet is None) == (self.ast is None):
+            raise ValueError(
+                f"MuLanConfig.resnet is {self.resnet} and ast is {self.ast}; give one of the two "
+                "and None for the other."
+            )
+        if self.ast is not None and self.ast.num_mels != self.mel.num_mels:
+            raise ValueError(
+                f"MuLanConfig.ast.num_mels is {self.ast.num_mels}, mel.num_mels is "
+                f"{self.mel.num_mels}; make them equal."
+            )
+        if self.ast is not None and self.ast.max_frames * self.mel.hop_size < self.window_samples:
+            raise ValueError(
+                f"MuLanConfig.ast.max_frames is {self.ast.max_frames}, a window of "
+                f"{self.window_seconds} s has {self.window_samples // self.mel.hop_size}; raise it."
+            )
+        if not 0.0 < self.window_stride_seconds <= self.window_seconds:
+            raise ValueError(
+                f"MuLanConfig.window_stride_seconds is {self.window_stride_seconds}; set it above "
+                f"0 and at most window_seconds ({self.window_seconds})."
+            )
+        if not 0.0 < self.min_temperature < self.initial_temperature < 1.0:
+            raise ValueError(
+                f"MuLanConfig.initial_temperature is {self.initial_temperature}; set it between "
+                f"min_temperature ({self.min_temperature}, above 0) and 1."
+            )
+        if self.embedding_dim < 2:
+            raise ValueError(f"MuLanConfig.embedding_dim is {self.embedding_dim}; set 2 or more.")
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the waveforms, in Hz."""
+        return self.mel.sample_rate
+
+    @property
+    def window_samples(self) -> int:
+        """Samples in one window."""
+        return round(self.window_seconds * self.sample_rate)
+
+
+@flax.struct.dataclass
+class MuLanOutput:
+    """What the loss needs.
+
+    Attributes:
+      audio_BD: Unit vectors of the waveforms, float32.
+      text_BD: Unit vectors of the texts, float32.
+      temperature: τ, a scalar between `min_temperature` and 1.
+    """
+
+    audio_BD: jax.Array
+    text_BD: jax.Array
+    temperature: jax.Array
+
+
+class MuLan(nn.Module):
+    """The two towers and their temperature."""
+
+    config: MuLanConfig
+
+    def setup(self):
+        config = self.config
+        if config.resnet is not None:
+            self.audio_tower = ResNet(config.resnet)
+        else:
+            self.audio_tower = Ast(config.ast)
+        self.text_tower = Bert(config.bert)
+        self.audio_projection = nn.Dense(config.embedding_dim)
+        self.text_projection = nn.Dense(config.embedding_dim)
+        self.temperature_logit = self.param("temperature_logit", self._initial_logit)
+
+    def __call__(
+        self, waveform_BT: jax.Array, text_ids_BL: jax.Array, *, train: bool
+    ) -> MuLanOutput:
+        """Embeds a batch of pairs.
+
+        Args:
+          waveform_BT: Float32 windows of `window_samples` samples.
+          text_ids_BL: int32 word pieces, see `Bert`.
+          train: Whether dropout and SpecAugment are active; they need the rngs "dropout" and
+            "spec_augment".
+        """
+        return MuLanOutput(
+            audio_BD=self.embed_audio(waveform_BT, train=train),
+            text_BD=self.embed_text(text_ids_BL, train=train),
+            temperature=self.temperature(),
+        )
+
+    def embed_audio(self, waveform_BT: jax.Array, *, train: bool = False) -> jax.Array:
+        """Unit vectors [B, D] of windows of exactly `window_samples` samples.
+
+        Raises:
+          ValueError: The waveforms are longer or shorter; `embed_audio_windows` takes those.
+        """
+        config = self.config
+        if waveform_BT.shape[-1] != config.window_samples:
+            raise ValueError(
+                f"embed_audio got {waveform_BT.shape[-1]} samples, one window has "
+                f"{config.window_samples}; use embed_audio_windows for other lengths."
+            )
+        spec_BNF = standardise(log_mel(waveform_BT, config.mel))
+        if train:
+            spec_BNF = spec_augment(self.make_rng("spec_augment"), spec_BNF, config.spec_augment)
+        if config.resnet is not None:
+            features = self.audio_tower(spec_BNF)
+        else:
+            features = self.audio_tower(spec_BNF, train=train)
+        return unit(self.audio_projection(features))
+
+    def embed_text(self, text_ids_BL: jax.Array, *, train: bool = False) -> jax.Array:
+        """Unit vectors [B, D] of word pieces; columns of padding change nothing."""
+        return unit(self.text_projection(self.text_tower(text_ids_BL, train=train)))
+
+    def embed_audio_windows(self, waveform_BT: jax.Array) -> jax.Array:
+        """Unit vectors [B, D] of waveforms of any one length, as MusicLM section 3.1 does it.
+
+        Windows start every `window_stride_seconds`; their embeddings are averaged and normalised
+        again. What is left after the last whole window is not heard. A waveform shorter than a
+        window is repeated from its start until it fills one: silence would change the
+        spectrogram's mean, and with it the embedding.
+        """
+        config = self.config
+        window = config.window_samples
+        batch, length = waveform_BT.shape
+        if length < window:
+            waveform_BT = jnp.tile(waveform_BT, (1, -(-window // length)))[:, :window]
+            length = window
+        stride = round(config.window_stride_seconds * config.sample_rate)
+        starts = range(0, length - window + 1, stride)
+        windows_BWT = jnp.stack([waveform_BT[:, s : s + window] for s in starts], axis=1)
+        embeddings = self.embed_audio(windows_BWT.reshape(-1, window))
+        return unit(embeddings.reshape(batch, len(starts), -1).mean(axis=1))
+
+    def temperature(self) -> jax.Array:
+        """τ, a scalar: a sigmoid keeps it between `min_temperature` and 1."""
+        lowest = self.config.min_temperature
+        return lowest + (1.0 - lowest) * jax.nn.sigmoid(self.temperature_logit)
+
+    def _initial_logit(self, key: jax.Array) -> jax.Array:
+        del key
+        config = self.config
+        share = (config.initial_temperature - config.min_temperature) / (1 - config.min_temperature)
+        return jnp.log(jnp.float32(share / (1.0 - share)))
+
+
+def standardise(spec_BNF: jax.Array) -> jax.Array:
+    """Subtracts each spectrogram's mean and divides by its deviation; silence becomes zero."""
+    spec_BNF = spec_BNF - spec_BNF.mean(axis=(1, 2), keepdims=True)
+    deviation_B11 = jnp.sqrt(jnp.mean(spec_BNF**2, axis=(1, 2), keepdims=True))
+    return spec_BNF / (deviation_B11 + 1e-3)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors of length one along the last axis, float32; zero stays zero and NaN-free."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)

@@ -1,0 +1,144 @@
+"""Word pieces for the text tower: a BERT-style vocabulary trained on captions.
+
+Shapes: B texts, L positions.
+"""
+
+import json
+import os
+import pathlib
+import string
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from musiclm.errors import UserError
+
+PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+SPECIAL = (PAD, UNKNOWN, CLS, SEP)
+# Both as the start of a word and inside one, so that any word of plain English can be spelled.
+_ALPHABET = string.ascii_lowercase + string.digits
+_SPELLING = tuple(prefix + letter for letter in _ALPHABET for prefix in ("", "##"))
+
+
+class WordPiece:
+    """A trained vocabulary.
+
+    Text is lower-cased and loses its accents. Digits stand alone ("128" is three pieces): a tempo
+    never seen in training shares its pieces with the ones that were.
+    """
+
+    def __init__(self, vocab: Sequence[str]):
+        """Takes the pieces in the order of their ids, the special ones first."""
+        if tuple(vocab[: len(SPECIAL)]) != SPECIAL or len(set(vocab)) != len(vocab):
+            raise ValueError(
+                f"a WordPiece vocabulary must start with {SPECIAL} and repeat nothing; this one "
+                f"starts with {list(vocab[: len(SPECIAL)])}. Train it anew."
+            )
+        self.vocab = tuple(vocab)
+        ids = {piece: i for i, piece in enumerate(self.vocab)}
+        self._tokenizer = _tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "WordPiece":
+        """Learns a vocabulary; the same texts in the same order give the same one.
+
+        Args:
+          texts: Captions.
+          vocab_size: At most this many pieces, the special ones and the alphabet included. Few
+            texts may yield fewer.
+
+        Raises:
+          ValueError: `vocab_size` leaves no room beside the special pieces and the alphabet.
+        """
+        reserved = len(SPECIAL) + len(_SPELLING)
+        if vocab_size <= reserved:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; the special pieces and the alphabet take {reserved}, "
+                "set it well above that."
+            )
+        tokenizer = _tokenizer(models.WordPiece(unk_token=UNKNOWN))
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size - reserved, show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        learned = tokenizer.get_vocab()
+        pieces = dict.fromkeys((*SPECIAL, *_SPELLING, *sorted(learned, key=learned.get)))
+        return cls(tuple(pieces))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "WordPiece":
+        """Reads what `save` wrote.
+
+        Raises:
+          UserError: The file is something else.
+        """
+        try:
+            vocab = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["wordpiece"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} holds no WordPiece vocabulary; give the file that WordPiece.save wrote."
+            ) from error
+        return cls(vocab)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one JSON file, in one move: an interrupted call leaves the old file."""
+        path = pathlib.Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(
+            json.dumps({"wordpiece": self.vocab}, ensure_ascii=False), encoding="utf-8"
+        )
+        os.replace(beside, path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces, the special ones included."""
+        return len(self.vocab)
+
+    def encode(self, texts: Sequence[str], length: int, *, overlong: str = "error") -> np.ndarray:
+        """Encodes texts for `Bert`.
+
+        Args:
+          texts: B texts.
+          length: L, positions of every row.
+          overlong: "error" refuses a text that does not fit; "truncate" keeps its start and the
+            final [SEP], and warns.
+
+        Returns:
+          int32 [B, L]: [CLS], pieces, [SEP], then 0.
+
+        Raises:
+          UserError: A text is blank, or does not fit and `overlong` is "error".
+        """
+        if overlong not in ("error", "truncate"):
+            raise ValueError(f"overlong is {overlong!r}; choose 'error' or 'truncate'.")
+        ids_BL = np.zeros((len(texts), length), np.int32)
+        cls_id, sep_id = SPECIAL.index(CLS), SPECIAL.index(SEP)
+        for row, text in enumerate(texts):
+            if not text.strip():
+                raise UserError("a text is empty; describe the music in words.")
+            pieces = self._tokenizer.encode(text, add_special_tokens=False).ids
+            if len(pieces) > length - 2:
+                message = f"a text has {len(pieces)} word pieces, {length - 2} fit: {text[:60]!r}…"
+                if overlong == "error":
+                    raise UserError(f"{message} Shorten it.")
+                warnings.warn(f"{message} The rest is cut off.", stacklevel=2)
+            ids = [cls_id, *pieces[: length - 2], sep_id]
+            ids_BL[row, : len(ids)] = ids
+        return ids_BL
+
+    def decode(self, ids_BL: np.ndarray) -> list[str]:
+        """The texts of encoded rows, as far as normalisation and truncation left them."""
+        special = range(len(SPECIAL))
+        rows = [[int(i) for i in row if i not in special or i == 1] for row in ids_BL]
+        return [self._tokenizer.decode(row, skip_special_tokens=False) for row in rows]
+
+
+def _tokenizer(model: models.WordPiece) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer

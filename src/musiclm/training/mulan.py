@@ -1,0 +1,128 @@
+"""Training MuLan: one contrastive step.
+
+Shapes: B batch, T samples, L word pieces, D embedding.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from musiclm.losses import contrastive
+from musiclm.models.mulan import MuLan, MuLanConfig, MuLanOutput
+from musiclm.training.health import HealthCheck
+from musiclm.training.optim import OptimizerConfig
+from musiclm.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MuLanTask:
+    """Audio and text towers on pairs.
+
+    Batches hold "waveform", float32 [B, T] of one window each, and "text_ids", int32 [B, L].
+
+    Attributes:
+      config: The model.
+      optimizer: Its optimizer.
+      loss: "mulan" (the paper's) or "info_nce".
+      gain_db: In training each waveform is made louder or softer by up to this much.
+      stuck_after_step: From here on a loss that is still the untrained one stops the run.
+    """
+
+    config: MuLanConfig = MuLanConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: str = "mulan"
+    gain_db: float = 6.0
+    stuck_after_step: int = 2_000
+
+    def __post_init__(self):
+        if self.loss not in contrastive.LOSSES:
+            raise ValueError(
+                f"MuLanTask.loss is {self.loss!r}; choose one of {tuple(contrastive.LOSSES)}."
+            )
+        if self.gain_db < 0:
+            raise ValueError(f"MuLanTask.gain_db is {self.gain_db}; set it to 0 or more.")
+
+    def init(self, key: jax.Array, batch: Batch) -> TrainState:
+        """A fresh state."""
+        variables = MuLan(self.config).init(
+            key, batch["waveform"][:1], batch["text_ids"][:1], train=False
+        )
+        return TrainState.create(variables, self.optimizer.make())
+
+    def step(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update on the global batch: all its other pairs are negatives."""
+        gain_key, dropout_key, spec_augment_key = jax.random.split(key, 3)
+        decibels_B1 = jax.random.uniform(
+            gain_key, (len(batch["waveform"]), 1), minval=-self.gain_db, maxval=self.gain_db
+        )
+        waveform_BT = batch["waveform"] * 10 ** (decibels_B1 / 20)
+        rngs = {"dropout": dropout_key, "spec_augment": spec_augment_key}
+
+        def objective(params):
+            output = MuLan(self.config).apply(
+                {"params": params}, waveform_BT, batch["text_ids"], train=True, rngs=rngs
+            )
+            return self._metrics(output)
+
+        gradients, scalars = jax.grad(objective, has_aux=True)(state.params)
+        scalars["learning_rate"] = self.optimizer.rate(state.step)
+        return state.apply_gradients(gradients, self.optimizer.make()), scalars
+
+    def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """The same metrics without augmentation and dropout; recall is within the batch."""
+        del key
+        output = MuLan(self.config).apply(
+            {"params": state.params}, batch["waveform"], batch["text_ids"], train=False
+        )
+        _, scalars = self._metrics(output)
+        return scalars
+
+    def export(self, state: TrainState) -> tuple[MuLanConfig, dict[str, Any]]:
+        """The config and the variables that a bundle keeps."""
+        return self.config, {"params": state.params}
+
+    def health(self) -> tuple[HealthCheck, ...]:
+        """The loss has to leave its untrained value, and the embeddings one another."""
+        return (
+            HealthCheck(
+                metric="nats_learned",
+                breached=lambda value: value < 0.2,
+                bound="the loss is still what it is while all pairs look alike: ln B with "
+                "info_nce, ln 2(B - 1) with mulan",
+                advice="Raise batch_size to 128 or more, lower learning_rate or lengthen "
+                "warmup_steps, and check that waveform and text_ids of a row belong together.",
+                after_step=self.stuck_after_step,
+            ),
+            HealthCheck(
+                metric="mismatched_cosine",
+                breached=lambda value: value > 0.95,
+                bound="every text is next to every waveform",
+                advice="The towers collapsed to a point: lower learning_rate, lengthen "
+                "warmup_steps, and check that the captions of a batch differ.",
+                after_step=self.stuck_after_step,
+            ),
+        )
+
+    def _metrics(self, output: MuLanOutput) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss = contrastive.LOSSES[self.loss](output.audio_BD, output.text_BD, output.temperature)
+        cosines_BB = output.text_BD @ output.audio_BD.T
+        batch = len(cosines_BB)
+        matched_B = jnp.diagonal(cosines_BB)
+        # Texts to audio: how many of a row beat the text's own waveform, itself counted by `>=`.
+        rank_B = jnp.sum(cosines_BB >= matched_B[:, None], axis=1)
+        return loss, {
+            "loss": loss,
+            "nats_learned": contrastive.untrained_value(self.loss, batch) - loss,
+            "temperature": output.temperature,
+            "recall_at_1": jnp.mean(rank_B <= 1),
+            "recall_at_10": jnp.mean(rank_B <= 10),
+            "matched_cosine": jnp.mean(matched_B),
+            "mismatched_cosine": (jnp.sum(cosines_BB) - jnp.sum(matched_B)) / (batch**2 - batch),
+        }
