@@ -1,0 +1,1 @@
+"""Commands: the only floor that parses arguments and gin files."""

@@ -1,0 +1,161 @@
+"""Generates music from text: one WAV file a prompt and a manifest.jsonl."""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+import time
+
+from musiclm import api, errors
+from musiclm.bin import compilation_cache, staging
+
+HELP = "generate music from text"
+EPILOG = """\
+examples:
+  musiclm generate "a slow sad piano melody in A minor"
+  musiclm generate "fast bright flute, no drums" "calm strings" --seconds 20 --seed 7 --out songs
+  musiclm generate "church organ" --model runs/mini/bundle --temperature-coarse 0.8 --png
+
+The i-th clip (from 0) takes seed + i. The same seed on the same machine gives the same bytes.
+Files of an earlier run with the same names are replaced.
+"""
+
+_STAGES = ("semantic", "coarse", "fine")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `musiclm generate`."""
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="text, one clip each")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help=f"length of each clip, up to {api.MAX_SECONDS:g} (default: 10)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip (default: 0)")
+    parser.add_argument(
+        "--out",
+        default="out",
+        metavar="DIR",
+        help="folder for 000.wav … and manifest.jsonl (default: out)",
+    )
+    parser.add_argument(
+        "--model",
+        default=api.DEFAULT_MODEL,
+        metavar="BUNDLE",
+        help=f"name of a bundled model or folder of a bundle (default: {api.DEFAULT_MODEL})",
+    )
+    parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
+    for stage in _STAGES:
+        parser.add_argument(
+            f"--temperature-{stage}",
+            type=float,
+            metavar="T",
+            help=f"sampling temperature of the {stage} stage; 0 takes the likeliest token "
+            "(default: the model's)",
+        )
+    for stage in _STAGES:
+        parser.add_argument(
+            f"--top-k-{stage}",
+            type=int,
+            metavar="K",
+            help=f"{stage} stage: sample among the K likeliest tokens only (default: all)",
+        )
+
+
+def _check_sampling(args: argparse.Namespace) -> dict[str, float | int]:
+    """The sampling options that were given, checked."""
+    given = {}
+    for stage in _STAGES:
+        temperature = getattr(args, f"temperature_{stage}")
+        if temperature is not None:
+            if not (math.isfinite(temperature) and temperature >= 0):
+                raise errors.UserError(
+                    f"--temperature-{stage} is {temperature}: give 0 or a positive number"
+                )
+            given[f"temperature_{stage}"] = temperature
+        top_k = getattr(args, f"top_k_{stage}")
+        if top_k is not None:
+            if top_k < 1:
+                raise errors.UserError(f"--top-k-{stage} is {top_k}: give a whole number from 1")
+            given[f"top_k_{stage}"] = top_k
+    return given
+
+
+class _Bars:
+    """One progress bar a stage, on stderr."""
+
+    def __init__(self):
+        self._bars = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        import tqdm
+
+        bar = self._bars.get(stage)
+        if bar is None:
+            self.close()  # stages follow one another: the one before is done
+            bar = self._bars[stage] = tqdm.tqdm(
+                total=total, desc=f"{stage:>10}", unit="tok", file=sys.stderr, leave=True
+            )
+        bar.update(done - bar.n)
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; see the top of the file."""
+    started = time.perf_counter()
+    request = api.Request(tuple(args.prompts), args.seconds, args.seed)
+    sampling = _check_sampling(args)
+    compilation_cache.enable()
+    with staging.staged(args.out, last="manifest.jsonl") as folder:
+        model = api.MusicLM.from_pretrained(args.model)
+        loaded = time.perf_counter()
+        with _Bars() as progress:
+            clips = model.generate(
+                list(request.prompts),
+                seconds=request.seconds,
+                seed=request.seed,
+                progress=progress,
+                **sampling,
+            )
+        generated = time.perf_counter()
+        lines = []
+        for i, (prompt, seed, clip) in enumerate(
+            zip(request.prompts, request.seeds, clips, strict=True)
+        ):
+            line = {"file": f"{i:03d}.wav", "prompt": prompt, "seed": seed}
+            line |= {"seconds": clip.seconds, "sample_rate": clip.sample_rate, "model": model.name}
+            clip.save(folder / line["file"])
+            if args.png:
+                from musiclm.bin import picture
+
+                line["picture"] = f"{i:03d}.png"
+                picture.save(folder / line["picture"], clip, prompt)
+            lines.append(line)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / "manifest.jsonl").write_text(text, encoding="utf-8")
+    _report(args.out, lines, loaded - started, generated - loaded)
+    return 0
+
+
+def _report(out: str, lines: list[dict], loading_s: float, generating_s: float) -> None:
+    """Says where the files are and how long they took."""
+    folder = pathlib.Path(out)
+    for line in lines:
+        names = [line["file"], *([line["picture"]] if "picture" in line else [])]
+        print(f"{'  '.join(str(folder / name) for name in names)}  (seed {line['seed']})")
+    music_s = sum(line["seconds"] for line in lines)
+    print(
+        f"{music_s:.1f} s of music in {generating_s:.1f} s: {music_s / generating_s:.2f} times "
+        f"faster than real time, after {loading_s:.1f} s of loading"
+    )

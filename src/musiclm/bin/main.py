@@ -1,0 +1,112 @@
+"""The `musiclm` command: `generate`, `describe` and `data`, one small file each.
+
+Nothing at the top of this module, nor of the subcommands' modules, imports JAX: `--help` and a
+mistyped argument answer at once.
+
+Exit codes: 0 done, 1 a fault of the program (with a traceback), 2 something that the person can
+mend (one line on stderr), 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+import musiclm
+from musiclm import errors
+from musiclm.bin import data, describe, generate
+
+_EPILOG = """\
+examples:
+  musiclm generate "a slow sad piano melody in A minor"
+  musiclm describe gin/models/*/base.gin
+  musiclm data gm --out corpus --clips 1000 --seed 0
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage, so that every mistake is reported the same way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="musiclm",
+        description="Text to music with MusicLM.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"musiclm {musiclm.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in (("generate", generate), ("describe", describe), ("data", data)):
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command_run=module.run)
+        module.add_arguments(command)
+    return parser
+
+
+@contextlib.contextmanager
+def _polite_kill() -> Iterator[None]:
+    """Turns SIGTERM into an exception for a while, so that unfinished files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set a handler
+        return
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: arguments without the program's name; those of the process when None.
+
+    Returns:
+      The exit code, see the top of this file.
+    """
+    try:
+        args = _build_parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = args.command_run
+        with _polite_kill():
+            return command(args)
+    except errors.UserError as error:
+        # One line, whatever the message was made of: scripts read the last line of stderr.
+        print(f"musiclm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("musiclm: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; keep the interpreter's last flush quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # argparse, after --help and --version; or a polite kill
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def run() -> NoReturn:
+    """Entry point of the installed `musiclm` script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()
