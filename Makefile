@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup generate
+.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,3 +24,95 @@ generate:  ## Makes music: PROMPT="…" [SECONDS=10 SEED=0 MODEL=gm-mini OUT=out
 	@scripts/setup_venv.sh
 	@.venv/bin/musiclm generate --png --seconds "$(SECONDS)" --seed "$(SEED)" \
 		--model "$(MODEL)" --out "$(OUT)" -- "$$MUSICLM_PROMPT"
+
+# Tests -------------------------------------------------------------------------------------------
+
+PYTEST = .venv/bin/python -m pytest
+
+setup-test:  ## Makes .venv with what the tests need, and the system packages
+	@scripts/setup_venv.sh dev
+	@scripts/setup_system.sh
+
+test: setup-test  ## Runs every test
+	$(PYTEST)
+
+test-fast: setup-test  ## Runs the tests that take seconds
+	$(PYTEST) -m "not slow"
+
+lint: setup-test  ## Checks style and the direction of imports
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+# gm-mini from nothing ----------------------------------------------------------------------------
+#
+# Every file below is made beside its place and renamed when whole, and every training run resumes
+# from its newest checkpoint: after a kill, start it again.
+
+RUN ?= runs/gm-mini
+CLIPS ?= 8000
+HELD_OUT_CLIPS ?= 600
+NAME ?= gm-mini
+
+CORPUS = $(RUN)/corpus/train
+HELD_OUT = $(RUN)/corpus/held_out
+RAW = $(RUN)/models
+BUNDLE = $(RUN)/bundle
+PY = .venv/bin/python -m
+TRAIN = $(PY) musiclm.bin.train
+FIT = $(PY) musiclm.bin.fit
+bind = --gin_bindings='$(1)="$(2)"'
+
+setup-train:
+	@scripts/setup_venv.sh train
+	@scripts/setup_system.sh
+
+train-mini: setup-train $(BUNDLE)/bundle.json  ## Trains gm-mini from nothing: [RUN=runs/gm-mini]
+
+$(CORPUS)/manifest.jsonl:
+	.venv/bin/musiclm data gm --out $(CORPUS) --clips $(CLIPS) --seed 0
+
+$(HELD_OUT)/manifest.jsonl:
+	.venv/bin/musiclm data gm --out $(HELD_OUT) --clips $(HELD_OUT_CLIPS) --seed 1 --held-out
+
+$(RUN)/vocabulary.json: $(CORPUS)/manifest.jsonl
+	$(FIT) --gin_file=gin/train/mini/vocabulary.gin $(call bind,CORPUS,$(CORPUS)) \
+		$(call bind,VOCABULARY,$@)
+
+$(RAW)/mulan.safetensors: $(RUN)/vocabulary.json
+	$(TRAIN) --gin_file=gin/train/mini/mulan.gin $(call bind,CORPUS,$(CORPUS)) \
+		$(call bind,VOCABULARY,$<) $(call bind,WORKDIR,$(RUN)/mulan) \
+		$(call bind,COMPONENT,$(RAW)/mulan)
+
+$(BUNDLE)/mulan.safetensors: $(RAW)/mulan.safetensors
+	$(FIT) --gin_file=gin/train/mini/mulan_quantizer.gin $(call bind,CORPUS,$(CORPUS)) \
+		$(call bind,VOCABULARY,$(RUN)/vocabulary.json) $(call bind,MODEL,$(RAW)/mulan) \
+		$(call bind,COMPONENT,$(BUNDLE)/mulan)
+
+$(RAW)/w2v_bert.safetensors: $(CORPUS)/manifest.jsonl
+	$(TRAIN) --gin_file=gin/train/mini/w2v_bert.gin $(call bind,CORPUS,$(CORPUS)) \
+		$(call bind,WORKDIR,$(RUN)/w2v_bert) $(call bind,COMPONENT,$(RAW)/w2v_bert)
+
+$(BUNDLE)/w2v_bert.safetensors: $(RAW)/w2v_bert.safetensors
+	$(FIT) --gin_file=gin/train/mini/semantic_clusters.gin $(call bind,CORPUS,$(CORPUS)) \
+		$(call bind,MODEL,$(RAW)/w2v_bert) $(call bind,COMPONENT,$(BUNDLE)/w2v_bert)
+
+$(BUNDLE)/soundstream.safetensors: $(CORPUS)/manifest.jsonl
+	$(TRAIN) --gin_file=gin/train/mini/soundstream.gin $(call bind,CORPUS,$(CORPUS)) \
+		$(call bind,WORKDIR,$(RUN)/soundstream) $(call bind,COMPONENT,$(BUNDLE)/soundstream)
+
+$(RUN)/tokens/complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
+		$(BUNDLE)/soundstream.safetensors
+	$(PY) data_pipelines.tokenize_corpus --corpus $(CORPUS) --components $(BUNDLE) \
+		--out $(RUN)/tokens
+	touch $@
+
+STAGES = $(BUNDLE)/semantic.safetensors $(BUNDLE)/coarse.safetensors $(BUNDLE)/fine.safetensors
+
+$(STAGES): $(BUNDLE)/%.safetensors: $(RUN)/tokens/complete
+	$(TRAIN) --gin_file=gin/train/mini/$*.gin $(call bind,TOKENS,$(RUN)/tokens) \
+		$(call bind,WORKDIR,$(RUN)/$*) $(call bind,COMPONENT,$(BUNDLE)/$*)
+
+$(BUNDLE)/bundle.json: $(STAGES)
+	$(FIT) --gin_file=gin/train/mini/bundle.gin $(call bind,BUNDLE,$(BUNDLE)) \
+		$(call bind,NAME,$(NAME))

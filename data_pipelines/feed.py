@@ -1,8 +1,8 @@
 """How corpora become batches: each batch is a function of (seed, step) alone.
 
 Row r = step · batch_size + j of the endless stream is record `permutation(epoch)[r mod N]`, and
-its random crop is drawn from (seed, r). So a run that resumes, at any step, sees the batches that it
-would have seen, and nothing about the stream has to be saved.
+its random crop is drawn from (seed, r). So a run that resumes, at any step, sees the batches that
+it would have seen, and nothing about the stream has to be saved.
 
 B: rows, T: samples, L: text tokens, Q: levels.
 """
@@ -90,6 +90,11 @@ def audio_crops(
     return rows(make_row, len(records), seed=seed, batch_size=batch_size, start_step=start_step)
 
 
+def captions(*, corpus: str) -> list[str]:
+    """All captions of a corpus."""
+    return [c["text"] for record in manifest.read(corpus) for c in record["captions"]]
+
+
 def draw_caption(captions: list[dict], rng: np.random.Generator) -> int:
     """Index of a caption, by kind 2:2:1:1 and evenly within a kind."""
     kinds = [caption["kind"] for caption in captions]
@@ -113,7 +118,7 @@ def audio_text_pairs(
     """Clips and one of their captions: {"waveform": f32 [B, T], "text_ids": int32 [B, L]}."""
     root = pathlib.Path(corpus)
     records = split(manifest.read(root), validation, part)
-    tokenizer = wordpiece.load(vocabulary)
+    tokenizer = wordpiece.WordPiece.load(vocabulary)
 
     def make_row(index, rng):
         record = records[index]

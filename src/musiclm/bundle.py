@@ -39,12 +39,11 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A whole chain: its name, token spec, components by name, and the facts of its training."""
+    """A whole chain: its name, its token spec, its components by name, and its own digest."""
 
     name: str
     token_spec: TokenSpec
     components: Mapping[str, Component]
-    facts: Mapping[str, Any]
     digest: str
 
 
@@ -170,9 +169,7 @@ def digest_of(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def seal(
-    directory: str | os.PathLike, name: str, token_spec: TokenSpec, facts: Mapping[str, Any]
-) -> None:
+def seal(directory: str | os.PathLike, name: str, token_spec: TokenSpec) -> None:
     """Makes a bundle of a directory that holds every component, by writing its `bundle.json`."""
     directory = pathlib.Path(directory)
     files = {part: directory / f"{part}.safetensors" for part in COMPONENTS}
@@ -184,7 +181,6 @@ def seal(
         "name": name,
         "token_spec": dataclasses.asdict(token_spec),
         "components": {part: digest_of(path) for part, path in files.items()},
-        "facts": facts,
     }
     write_beside(directory / "bundle.json", (json.dumps(record, indent=2) + "\n").encode())
 
@@ -238,6 +234,5 @@ def load(name_or_path: str | os.PathLike) -> Bundle:
         name=record["name"],
         token_spec=token_spec,
         components=components,
-        facts=record.get("facts", {}),
         digest=hashlib.sha256(manifest.read_bytes()).hexdigest(),
     )

@@ -134,6 +134,11 @@ class WordPiece:
         return [self._tokenizer.decode(row, skip_special_tokens=False) for row in rows]
 
 
+def fit(*, captions: Iterable[str], vocab_size: int, path: str | os.PathLike) -> None:
+    """Trains a vocabulary on captions and saves it."""
+    WordPiece.train(captions, vocab_size).save(path)
+
+
 def _tokenizer(model: models.WordPiece) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
-from musiclm import checkpoint, metrics, sharding
+from musiclm import bundle, checkpoint, metrics, sharding
 from musiclm.training import health
 
 Batch = Mapping[str, np.ndarray]
@@ -53,6 +53,7 @@ def train(
     task: Task,
     dataset: Dataset,
     workdir: str | os.PathLike,
+    component: str | os.PathLike,
     num_steps: int,
     batch_size: int,
     eval_dataset: Dataset | None = None,
@@ -70,6 +71,7 @@ def train(
       task: the model.
       dataset: of training batches; see `Dataset`.
       workdir: holds the checkpoints and the curves.
+      component: where the finished model goes, as a bundle's component without its suffix.
       num_steps: updates in all.
       batch_size: rows a global batch.
       eval_dataset: of batches that are not trained on.
@@ -115,8 +117,6 @@ def train(
         else:
             state = checkpoints.restore(checkpoint.abstract(shapes, where))
         start = int(state.step)
-        if start >= num_steps:
-            return state
         batches = prefetch(dataset(seed=seed, batch_size=batch_size, start_step=start))
         progress = tqdm.tqdm(
             range(start, num_steps), initial=start, total=num_steps, desc=workdir.name, unit="step"
@@ -141,6 +141,8 @@ def train(
                 writer.write(count, average(results, prefix="eval/"))
             if count % checkpoint_every == 0 or count == num_steps:
                 checkpoints.save(count, state)
+    config, variables = jax.device_get(task.export(state))
+    bundle.save_component(*os.path.split(component), bundle.Component(config, variables))
     return state
 
 

@@ -1,0 +1,180 @@
+"""Frozen models that turn sound and words into tokens, all with one surface.
+
+Each is built from a bundle's component (`load`), takes and gives host arrays, and pads batches to
+nothing: a new shape compiles anew, so feed fixed shapes.
+
+B: batch, T: samples or frames, Q: levels, D: width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm import bundle
+from musiclm.models import mulan, soundstream, w2v_bert
+from musiclm.nn import kmeans, quantization
+from musiclm.tokens import wordpiece
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AcousticTokenizer:
+    """SoundStream: waveform to acoustic tokens and back (MusicLM 3.1)."""
+
+    config: soundstream.SoundStreamConfig
+    variables: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, component: bundle.Component) -> "AcousticTokenizer":
+        """From the component "soundstream"."""
+        return cls(component.config, component.variables)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sample_rate
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames a second."""
+        return self.config.frame_rate
+
+    @property
+    def num_codebooks(self) -> int:
+        """Levels."""
+        return self.config.num_codebooks
+
+    @functools.cached_property
+    def _encode(self):
+        model = soundstream.SoundStream(self.config)
+        return jax.jit(lambda v, x: model.apply(v, x, method="encode"))
+
+    @functools.cached_property
+    def _decode(self):
+        model = soundstream.SoundStream(self.config)
+        return jax.jit(lambda v, x: model.apply(v, x, method="decode"))
+
+    def encode(self, waveform_BT: np.ndarray) -> np.ndarray:
+        """f32 samples at `sample_rate` to int32 codes [B, frames, Q]."""
+        return np.asarray(self._encode(self.variables, waveform_BT))
+
+    def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
+        """int32 codes [B, frames, Q] to f32 samples."""
+        return np.asarray(self._decode(self.variables, codes_BTQ))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SemanticTokenizer:
+    """w2v-BERT features, standardised per dimension, to k-means clusters (MusicLM 3.1).
+
+    `clusters` holds `mean_D`, `std_D` and `centroids_KD`.
+    """
+
+    config: w2v_bert.W2vBertConfig
+    params: Mapping[str, Any]
+    clusters: Mapping[str, np.ndarray]
+
+    num_codebooks = 1
+
+    @classmethod
+    def load(cls, component: bundle.Component) -> "SemanticTokenizer":
+        """From the component "w2v_bert"."""
+        return cls(component.config, component.variables["params"], component.variables["clusters"])
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sample_rate
+
+    @property
+    def frame_rate(self) -> int:
+        """Tokens a second."""
+        return self.config.frame_rate
+
+    @functools.cached_property
+    def _encode(self):
+        model = w2v_bert.W2vBert(self.config)
+
+        def encode(params, clusters, waveform_BT):
+            features_BTD = model.apply({"params": params}, waveform_BT, method="features")
+            standard_BTD = (features_BTD - clusters["mean_D"]) / clusters["std_D"]
+            return kmeans.assign(clusters["centroids_KD"], standard_BTD)
+
+        return jax.jit(encode)
+
+    def encode(self, waveform_BT: np.ndarray) -> np.ndarray:
+        """f32 samples at `sample_rate` to int32 tokens [B, frames]."""
+        return np.asarray(self._encode(self.params, self.clusters, waveform_BT))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MuLanTokenizer:
+    """MuLan embeddings of sound and of words, to the codes of one quantizer (MusicLM 3.1, 3.3).
+
+    The two towers' embeddings lie in two separate cones, so the same meaning would fall on other
+    codes: each modality's own mean is taken off before the quantizer.
+
+    `quantizer` holds `audio_mean_D`, `text_mean_D` and `codebooks_QKD`.
+    """
+
+    config: mulan.MuLanConfig
+    params: Mapping[str, Any]
+    vocabulary: wordpiece.WordPiece
+    quantizer: Mapping[str, np.ndarray]
+
+    @classmethod
+    def load(cls, component: bundle.Component) -> "MuLanTokenizer":
+        """From the component "mulan"."""
+        return cls(
+            component.config["model"],
+            component.variables["params"],
+            wordpiece.WordPiece(component.config["vocabulary"]),
+            component.variables["quantizer"],
+        )
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sample_rate
+
+    @property
+    def num_codebooks(self) -> int:
+        """Levels."""
+        return len(self.quantizer["codebooks_QKD"])
+
+    @functools.cached_property
+    def _embed_audio(self):
+        model = mulan.MuLan(self.config)
+        return jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_audio_windows"))
+
+    @functools.cached_property
+    def _embed_text(self):
+        model = mulan.MuLan(self.config)
+        return jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_text"))
+
+    def embed_audio(self, waveform_BT: np.ndarray) -> np.ndarray:
+        """f32 samples at `sample_rate` to unit vectors f32 [B, D]."""
+        return np.asarray(self._embed_audio(self.params, waveform_BT))
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to unit vectors f32 [B, D]."""
+        ids_BL = self.vocabulary.encode(texts, self.config.bert.max_length)
+        return np.asarray(self._embed_text(self.params, ids_BL))
+
+    def quantize(self, embeddings_BD: np.ndarray, modality: str) -> np.ndarray:
+        """Unit vectors of a modality, "audio" or "text", to int32 codes [B, Q]."""
+        centred_BD = embeddings_BD - self.quantizer[f"{modality}_mean_D"]
+        codebooks_QKD = jnp.asarray(self.quantizer["codebooks_QKD"])
+        return np.asarray(quantization.rvq_encode(codebooks_QKD, jnp.asarray(centred_BD)))
+
+    def encode_audio(self, waveform_BT: np.ndarray) -> np.ndarray:
+        """f32 samples at `sample_rate` to int32 codes [B, Q]."""
+        return self.quantize(self.embed_audio(waveform_BT), "audio")
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to int32 codes [B, Q]."""
+        return self.quantize(self.embed_text(texts), "text")
