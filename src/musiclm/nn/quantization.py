@@ -107,7 +107,7 @@ def init_codebooks(
 def update_codebooks(
     key: jax.Array, codebooks_QKD: jax.Array, stats: CodebookStats, residuals_QND: jax.Array,
     codes_QN: jax.Array, *, decay: float, dead_below: float,
-) -> tuple[jax.Array, CodebookStats, jax.Array]:  # fmt: skip
+) -> tuple[jax.Array, CodebookStats]:  # fmt: skip
     """One moving-average step, then replaces entries that hardly anything chooses.
 
     Args:
@@ -121,7 +121,7 @@ def update_codebooks(
         batch. The paper's 2 belongs to its batch; a count is about N / K for an average entry.
 
     Returns:
-      codebooks_QKD, statistics, and the share of entries replaced, per level `[Q]`.
+      codebooks_QKD and statistics.
     """
     num_levels, codebook_size, _ = codebooks_QKD.shape
     num_vectors = residuals_QND.shape[1]
@@ -145,8 +145,7 @@ def update_codebooks(
         counts_QK[..., None] > 1e-8, sums_QKD / jnp.maximum(counts_QK, 1e-8)[..., None],
         codebooks_QKD,
     )  # fmt: skip
-    stats = CodebookStats(counts_QK=counts_QK, sums_QKD=sums_QKD)
-    return codebooks_QKD, stats, dead_QK.mean(axis=-1)
+    return codebooks_QKD, CodebookStats(counts_QK=counts_QK, sums_QKD=sums_QKD)
 
 
 def perplexity(counts_QK: jax.Array) -> jax.Array:
@@ -191,7 +190,7 @@ def fit_rvq(
     def sweep(carry, key):
         codebooks_QKD, stats = carry
         codes_QN, residuals_QND, _ = rvq_residuals(codebooks_QKD, x_ND)
-        codebooks_QKD, stats, _ = update_codebooks(
+        codebooks_QKD, stats = update_codebooks(
             key, codebooks_QKD, stats, residuals_QND, codes_QN, decay=ema_decay, dead_below=0.5
         )
         return (codebooks_QKD, stats), None
