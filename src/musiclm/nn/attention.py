@@ -1,0 +1,110 @@
+"""Causal self-attention with T5's relative positions.
+
+Shapes: B batch, H heads, T tokens, S most tokens, D head dimension, M model dimension.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What masked scores become: far below any score, and finite, so that gradients stay so too.
+MASKED = -1e30
+
+
+def relative_buckets(num_distances: int, num_buckets: int, max_distance: int) -> np.ndarray:
+    """T5's bucket of each distance 0, 1, … to an earlier token.
+
+    The first half of the buckets holds one distance each; the others grow logarithmically up to
+    `max_distance`, and everything beyond shares the last.
+
+    Returns:
+      int32 [num_distances].
+    """
+    distances = np.arange(num_distances)
+    exact = num_buckets // 2
+    logs = np.log(np.maximum(distances, exact) / exact) / np.log(max_distance / exact)
+    # The small addend keeps a distance on a bucket's edge out of the bucket below.
+    coarse = exact + np.floor(logs * (num_buckets - exact) + 1e-6).astype(np.int32)
+    buckets = np.where(distances < exact, distances, np.minimum(coarse, num_buckets - 1))
+    return buckets.astype(np.int32)
+
+
+class RelativeBias(nn.Module):
+    """A learned bias for each head and bucket of distances; one for all layers, as in T5."""
+
+    num_heads: int
+    num_buckets: int
+    max_distance: int
+
+    @nn.compact
+    def __call__(self, num_distances: int) -> jax.Array:
+        """The bias of distances 0 to `num_distances` - 1: f32 [H, num_distances]."""
+        table = self.param(
+            "embedding", nn.initializers.normal(0.02), (self.num_buckets, self.num_heads)
+        )
+        return table[relative_buckets(num_distances, self.num_buckets, self.max_distance)].T
+
+
+def bias_of_block(bias_HS: jax.Array, start: int, stop: int) -> jax.Array:
+    """The bias of queries [start, stop) on keys [0, stop), later keys masked.
+
+    Every row is the one above moved by one place: a repetition read with a stride one shorter than
+    its period gives them all without a gather.
+
+    Returns:
+      [H, stop - start, stop].
+    """
+    num_heads, rows = bias_HS.shape[0], stop - start
+    later = jnp.full((num_heads, rows), MASKED, bias_HS.dtype)
+    line = jnp.concatenate([bias_HS[:, :stop][:, ::-1], later], axis=1)
+    period = stop + rows
+    flat = jnp.broadcast_to(line[:, None], (num_heads, rows, period)).reshape(num_heads, -1)
+    skewed = flat[:, : rows * (period - 1)].reshape(num_heads, rows, period - 1)
+    return skewed[:, :, rows - 1 :]
+
+
+def causal_attention(
+    query_BHTD: jax.Array,
+    key_BHTD: jax.Array,
+    value_BHTD: jax.Array,
+    bias_HS: jax.Array,
+    block_size: int,
+) -> jax.Array:
+    """Attention of every token on itself and those before it.
+
+    Queries go in blocks, each against its own prefix only: nearly half of the scores, those that
+    the mask would hide, are never computed.
+
+    Args:
+      query_BHTD, key_BHTD, value_BHTD: heads before tokens.
+      bias_HS: by distance, S ≥ T, added to the scores.
+      block_size: queries a block.
+
+    Returns:
+      [B, H, T, D].
+    """
+    length, scale = query_BHTD.shape[2], query_BHTD.shape[3] ** -0.5
+    blocks = []
+    for start in range(0, length, block_size):
+        stop = min(start + block_size, length)
+        scores = jnp.einsum(
+            "bhqd,bhkd->bhqk",
+            query_BHTD[:, :, start:stop] * scale,
+            key_BHTD[:, :, :stop],
+            preferred_element_type=jnp.float32,
+        )
+        weights = jax.nn.softmax(scores + bias_of_block(bias_HS, start, stop), axis=-1)
+        values = value_BHTD[:, :, :stop]
+        blocks.append(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values))
+    return jnp.concatenate(blocks, axis=2)
+
+
+def split_heads(x_BTM: jax.Array, num_heads: int) -> jax.Array:
+    """[B, T, H · D] to [B, H, T, D]."""
+    return x_BTM.reshape(*x_BTM.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def join_heads(x_BHTD: jax.Array) -> jax.Array:
+    """[B, H, T, D] to [B, T, H · D]."""
+    return x_BHTD.swapaxes(1, 2).reshape(x_BHTD.shape[0], x_BHTD.shape[2], -1)

@@ -1,0 +1,174 @@
+"""A decoder-only Transformer: pre-norm blocks, all in one `nn.scan`.
+
+Shapes: B batch, T tokens, M model dimension, F feed-forward dimension, S most distances, H heads.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm.nn import attention
+
+NORM_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of a decoder; the defaults are one stage of MusicLM (section 4.1), 430 M parameters.
+
+    Attributes:
+      num_layers: blocks.
+      model_dim: width of the residual stream.
+      num_heads, head_dim: of attention; their product may differ from `model_dim`.
+      mlp_dim: width inside the feed-forward.
+      gated: GELU-gated feed-forward (three matrices, T5 1.1), or plain with ReLU (two, T5). 430 M
+        parameters take `gated` with `head_dim` 64, or plain with 128.
+      num_buckets, max_distance: of the relative positions.
+      dropout: rate, in training.
+      query_block: queries that attention takes at a time.
+      remat: computes a block's activations again in the backward pass instead of keeping them.
+      dtype: of the computation, "float32" or "bfloat16"; parameters and softmax are float32.
+    """
+
+    num_layers: int = 24
+    model_dim: int = 1024
+    num_heads: int = 16
+    head_dim: int = 64
+    mlp_dim: int = 4096
+    gated: bool = True
+    num_buckets: int = 32
+    max_distance: int = 128
+    dropout: float = 0.1
+    query_block: int = 256
+    remat: bool = True
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        positive = (
+            "num_layers",
+            "model_dim",
+            "num_heads",
+            "head_dim",
+            "mlp_dim",
+            "num_buckets",
+            "query_block",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"TransformerConfig.{name} is {getattr(self, name)}: give 1 or more"
+                )
+        if self.max_distance <= self.num_buckets // 2 or self.num_buckets < 2:
+            raise ValueError(
+                f"TransformerConfig.max_distance is {self.max_distance} with {self.num_buckets} "
+                "buckets: give at least 2 buckets and a distance beyond half of them"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"TransformerConfig.dropout is {self.dropout}: give 0 up to below 1")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f'TransformerConfig.dtype is {self.dtype!r}: give "float32" or "bfloat16"'
+            )
+
+
+class Transformer(nn.Module):
+    """Blocks and a last norm; the parameters of all blocks are stacked along a first axis."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTM: jax.Array, *, deterministic: bool) -> jax.Array:
+        """[B, T, M] to [B, T, M], causally; needs the rng "dropout" unless `deterministic`."""
+        cfg = self.config
+        bias_HS = attention.RelativeBias(
+            cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="relative_bias"
+        )(x_BTM.shape[1])
+        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=cfg.num_layers,
+        )(cfg, deterministic, name="layers")
+        x_BTM, _ = layers(x_BTM.astype(cfg.dtype), bias_HS)
+        return RMSNorm(name="final_norm")(x_BTM)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a norm before and a residual around."""
+
+    config: TransformerConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x_BTM: jax.Array, bias_HS: jax.Array) -> tuple[jax.Array, None]:
+        cfg = self.config
+        drop = nn.Dropout(cfg.dropout, deterministic=self.deterministic)
+        h_BTM = RMSNorm(name="attention_norm")(x_BTM)
+        x_BTM = x_BTM + drop(SelfAttention(cfg, name="attention")(h_BTM, bias_HS))
+        h_BTM = RMSNorm(name="mlp_norm")(x_BTM)
+        x_BTM = x_BTM + drop(FeedForward(cfg, name="mlp")(h_BTM))
+        return x_BTM, None
+
+
+class SelfAttention(nn.Module):
+    """Causal attention over several heads; no biases on the projections."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTM: jax.Array, bias_HS: jax.Array) -> jax.Array:
+        cfg = self.config
+        query, key, value = (
+            attention.split_heads(
+                _dense(cfg, cfg.num_heads * cfg.head_dim, name)(x_BTM), cfg.num_heads
+            )
+            for name in ("query", "key", "value")
+        )
+        mixed_BHTD = attention.causal_attention(query, key, value, bias_HS, cfg.query_block)
+        mixed_BTM = attention.join_heads(mixed_BHTD)
+        return _dense(cfg, cfg.model_dim, "out", residual=True)(mixed_BTM)
+
+
+class FeedForward(nn.Module):
+    """Gated or plain, by the config."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTM: jax.Array) -> jax.Array:
+        cfg = self.config
+        up_BTF = _dense(cfg, cfg.mlp_dim, "up")(x_BTM)
+        gate_BTF = _dense(cfg, cfg.mlp_dim, "gate")(x_BTM) if cfg.gated else None
+        return _dense(cfg, cfg.model_dim, "down", residual=True)(activate(up_BTF, gate_BTF))
+
+
+def activate(up: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """What stands between the matrices of a feed-forward: GELU(gate) · up, or ReLU(up)."""
+    return nn.relu(up) if gate is None else nn.gelu(gate) * up
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square and scales; statistics in float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x, scale)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """`RMSNorm` as a function; keeps the dtype."""
+    x32 = x.astype(jnp.float32)
+    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(variance + NORM_EPSILON) * scale).astype(x.dtype)
+
+
+def _dense(cfg: TransformerConfig, features: int, name: str, *, residual: bool = False) -> nn.Dense:
+    # What is added to the residual stream starts small, so that depth does not make it grow.
+    variance = 1.0 / (2 * cfg.num_layers) if residual else 1.0
+    init = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
+    return nn.Dense(features, use_bias=False, dtype=cfg.dtype, kernel_init=init, name=name)

@@ -1,0 +1,121 @@
+"""Trains a stage: next-token prediction of the target codes (MusicLM, section 3.2)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from musiclm.models.token_lm import TokenLM, TokenLMConfig
+from musiclm.training import health, optim
+from musiclm.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLMTask:
+    """The semantic, coarse or fine stage, by the layout in its config.
+
+    Batches hold raw codes cropped to the stage's window: int32 "mulan" [B, Q], "semantic" [B, T],
+    "acoustic" [B, T, Q], those that the stage needs.
+
+    Attributes:
+      config: the model.
+      optimizer: AdamW and its schedule.
+      condition_dropout: fraction of the rows whose whole prefix is replaced by the null
+        identifier, for classifier-free guidance.
+      learned_after: the step from which the loss must be below that of guessing.
+    """
+
+    config: TokenLMConfig
+    optimizer: optim.OptimizerConfig
+    condition_dropout: float = 0.0
+    learned_after: int = 1_000
+
+    def __post_init__(self):
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(
+                f"TokenLMTask.condition_dropout is {self.condition_dropout}: give 0 up to below 1"
+            )
+
+    @property
+    def model(self) -> TokenLM:
+        """The module, which holds no arrays."""
+        return TokenLM(self.config)
+
+    def init(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> TrainState:
+        """A fresh state."""
+        ids_BS = jnp.asarray(self.config.layout.flatten(batch))
+        return TrainState.create(self.model.init(key, ids_BS[:1]), self.optimizer.make())
+
+    def step(
+        self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update."""
+        condition_key, dropout_key = jax.random.split(key)
+        layout = self.config.layout
+        ids_BS = layout.flatten(batch)
+        if self.condition_dropout:
+            dropped_B = jax.random.bernoulli(
+                condition_key, self.condition_dropout, ids_BS.shape[:1]
+            )
+            inputs_BS = layout.drop_condition(ids_BS, dropped_B)
+        else:
+            inputs_BS = ids_BS
+
+        def loss_of(params):
+            logits_BTQK = self.model.apply(
+                {"params": params},
+                inputs_BS,
+                deterministic=False,
+                rngs={"dropout": dropout_key},
+            )
+            return self._score(logits_BTQK, ids_BS)
+
+        (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["learning_rate"] = jnp.asarray(self.optimizer.rate(state.step), jnp.float32)
+        return state.apply_gradients(gradients, self.optimizer.make()), metrics
+
+    def evaluate(
+        self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Loss and accuracy, overall and by level, with the condition and without dropout."""
+        del key
+        ids_BS = self.config.layout.flatten(batch)
+        return self._score(self.model.apply({"params": state.params}, ids_BS), ids_BS)[1]
+
+    def export(self, state: TrainState) -> tuple[TokenLMConfig, dict[str, Any]]:
+        """The config and the variables that a bundle keeps."""
+        return self.config, {"params": state.params}
+
+    def health(self) -> tuple[health.HealthCheck, ...]:
+        """The loss must come below that of guessing, ln K."""
+        guessing = math.log(self.config.layout.target_codebook_size)
+        return (
+            health.HealthCheck(
+                metric="loss",
+                breached=lambda loss: loss > 0.98 * guessing,
+                bound=f"guessing among the codes gives {guessing:.3f}",
+                advice="Nothing is learned: check the tokens (are they constant or shuffled?), or "
+                "raise learning_rate",
+                after_step=self.learned_after,
+            ),
+        )
+
+    def _score(self, logits_BTQK, ids_BS) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean cross-entropy over the target's tokens, and the metrics."""
+        layout = self.config.layout
+        codes_BTQ = layout.unflatten_target(ids_BS[:, layout.prefix_length :])
+        losses_BTQ = optax.softmax_cross_entropy_with_integer_labels(logits_BTQK, codes_BTQ)
+        hits_BTQ = (logits_BTQK.argmax(-1) == codes_BTQ).astype(jnp.float32)
+        loss = losses_BTQ.mean()
+        metrics = {"loss": loss, "accuracy": hits_BTQ.mean()}
+        if layout.target_levels > 1:
+            for level in range(layout.target_levels):
+                name = layout.target.first_level + level
+                metrics[f"loss_level_{name}"] = losses_BTQ[:, :, level].mean()
+                metrics[f"accuracy_level_{name}"] = hits_BTQ[:, :, level].mean()
+        return loss, metrics
