@@ -18,9 +18,8 @@ from musiclm.errors import UserError
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 SPECIAL = (PAD, UNKNOWN, CLS, SEP)
-# Both as the start of a word and inside one, so that any word of plain English can be spelled.
+# Any word of plain English can be spelled, whatever the captions hold.
 _ALPHABET = string.ascii_lowercase + string.digits
-_SPELLING = tuple(prefix + letter for letter in _ALPHABET for prefix in ("", "##"))
 
 
 class WordPiece:
@@ -53,18 +52,30 @@ class WordPiece:
         Raises:
           ValueError: `vocab_size` leaves no room beside the special pieces and the alphabet.
         """
-        reserved = len(SPECIAL) + len(_SPELLING)
-        if vocab_size <= reserved:
-            raise ValueError(
-                f"vocab_size is {vocab_size}; the special pieces and the alphabet take {reserved}, "
-                "set it well above that."
-            )
+        texts = list(texts)
         tokenizer = _tokenizer(models.WordPiece(unk_token=UNKNOWN))
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size - reserved, show_progress=False)
+        words = {
+            word
+            for text in texts
+            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+                tokenizer.normalizer.normalize_str(text)
+            )
+        }
+        letters = sorted(set(_ALPHABET).union(*words))
+        # Every letter as the start of a word and as a later one. The trainer would find most of
+        # them by itself, but in the order of a hash table, and so break ties anew each time.
+        fixed = (*SPECIAL, *(prefix + letter for letter in letters for prefix in ("", "##")))
+        if vocab_size <= len(fixed):
+            raise ValueError(
+                f"vocab_size is {vocab_size}; the special pieces and the alphabet take "
+                f"{len(fixed)}, set it well above that."
+            )
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=list(fixed), show_progress=False
+        )
         tokenizer.train_from_iterator(texts, trainer)
         learned = tokenizer.get_vocab()
-        pieces = dict.fromkeys((*SPECIAL, *_SPELLING, *sorted(learned, key=learned.get)))
-        return cls(tuple(pieces))
+        return cls(sorted(learned, key=learned.get))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "WordPiece":
