@@ -35,8 +35,13 @@ apt_install() {
     }
 }
 
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wish" ] && [ -x "$venv/bin/python" ]; then
-    exit 0
+if [ -x "$venv/bin/python" ]; then
+    # Every extra includes the core, so that any stamp of today answers the request for the core.
+    for found in "$stamp" ${extras:-"$venv"/.installed-*}; do
+        if [ -f "$found" ] && [ "$(cat "$found")" = "$wish" ]; then
+            exit 0
+        fi
+    done
 fi
 
 if ! [ -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then

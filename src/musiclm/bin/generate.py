@@ -21,8 +21,6 @@ The i-th clip (from 0) takes seed + i. The same seed on the same machine gives t
 Files of an earlier run with the same names are replaced.
 """
 
-_STAGES = ("semantic", "coarse", "fine")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `musiclm generate`."""
@@ -47,39 +45,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"name of a bundled model or folder of a bundle (default: {api.DEFAULT_MODEL})",
     )
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
-    for stage in _STAGES:
+    for stage in api.STAGES:
         parser.add_argument(
             f"--temperature-{stage}",
             type=float,
             metavar="T",
-            help=f"sampling temperature of the {stage} stage; 0 takes the likeliest token "
-            "(default: the model's)",
+            help=f"of the {stage} stage; 0 takes the likeliest token (default: the paper's)",
         )
-    for stage in _STAGES:
+    for stage in api.STAGES:
         parser.add_argument(
             f"--top-k-{stage}",
             type=int,
             metavar="K",
-            help=f"{stage} stage: sample among the K likeliest tokens only (default: all)",
+            help=f"{stage} stage: draw from the K likeliest tokens (default: from all)",
+        )
+    for stage in api.STAGES:
+        parser.add_argument(
+            f"--top-p-{stage}",
+            type=float,
+            metavar="P",
+            help=f"{stage} stage: draw from the likeliest tokens of probability P together "
+            "(default: from all)",
         )
 
 
-def _check_sampling(args: argparse.Namespace) -> dict[str, float | int]:
-    """The sampling options that were given, checked."""
-    given = {}
-    for stage in _STAGES:
-        temperature = getattr(args, f"temperature_{stage}")
-        if temperature is not None:
-            if not (math.isfinite(temperature) and temperature >= 0):
-                raise errors.UserError(
-                    f"--temperature-{stage} is {temperature}: give 0 or a positive number"
-                )
-            given[f"temperature_{stage}"] = temperature
-        top_k = getattr(args, f"top_k_{stage}")
-        if top_k is not None:
-            if top_k < 1:
-                raise errors.UserError(f"--top-k-{stage} is {top_k}: give a whole number from 1")
-            given[f"top_k_{stage}"] = top_k
+# Checked here as well as in the sampler: before JAX is imported and a model loaded.
+_SAMPLING = {
+    "temperature": (lambda value: 0 <= value < math.inf, "0 or a positive number"),
+    "top_k": (lambda value: value >= 1, "a whole number from 1"),
+    "top_p": (lambda value: 0 < value <= 1, "a number above 0 and up to 1"),
+}
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, dict[str, float | int]]:
+    """The sampling options that were given, by stage, checked."""
+    given: dict[str, dict[str, float | int]] = {stage: {} for stage in api.STAGES}
+    for stage, options in given.items():
+        for name, (is_valid, wish) in _SAMPLING.items():
+            value = getattr(args, f"{name}_{stage}")
+            if value is None:
+                continue
+            if not is_valid(value):
+                flag = f"--{name.replace('_', '-')}-{stage}"
+                raise errors.UserError(f"{flag} is {value}: give {wish}")
+            options[name] = value
     return given
 
 
@@ -115,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; see the top of the file."""
     started = time.perf_counter()
     request = api.Request(tuple(args.prompts), args.seconds, args.seed)
-    sampling = _check_sampling(args)
+    sampling = _sampling(args)
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
         model = api.MusicLM.from_pretrained(args.model)
@@ -125,8 +134,8 @@ def run(args: argparse.Namespace) -> int:
                 list(request.prompts),
                 seconds=request.seconds,
                 seed=request.seed,
+                sampling=sampling,
                 progress=progress,
-                **sampling,
             )
         generated = time.perf_counter()
         lines = []

@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
         raise errors.UserError(f"{message} (see `{self.prog} --help`)")
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="musiclm",
         description="Text to music with MusicLM.",
@@ -53,7 +53,9 @@ def _build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(command_run=module.run)
-        module.add_arguments(command)
+        # Only of the command in use: those of `data` belong to the corpora, and cost imports.
+        if name in argv:
+            module.add_arguments(command)
     return parser
 
 
@@ -84,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code, see the top of this file.
     """
     try:
-        args = _build_parser().parse_args(argv)
+        argv = sys.argv[1:] if argv is None else argv
+        args = _build_parser(argv).parse_args(argv)
         command: Callable[[argparse.Namespace], int] = args.command_run
         with _polite_kill():
             return command(args)
