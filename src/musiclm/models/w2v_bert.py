@@ -21,6 +21,7 @@ from musiclm.nn import conformer
 
 _MEL_FRAME_RATE = 100
 _CONV_STRIDES = (2, 2)
+_LOGIT_SCALE = 10.0  # standard deviation of the quantizer's logits before training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,7 +260,12 @@ class FeatureEncoder(nn.Module):
 
 
 class GumbelQuantizer(nn.Module):
-    """Chooses one code a frame, differentiably (Gumbel softmax, straight-through)."""
+    """Chooses one code a frame, differentiably (Gumbel softmax, straight-through).
+
+    Its input is standardised over the batch. Features share a large common part (the average
+    spectrum), which would give all frames the same few codes before anything is learned. Batch
+    statistics do no harm here: only training has a quantizer, `features` never asks it.
+    """
 
     codebook_size: int
     codebook_dim: int
@@ -267,12 +273,12 @@ class GumbelQuantizer(nn.Module):
     @nn.compact
     def __call__(self, features_BNF, temperature, *, deterministic: bool) -> Quantized:
         """[B, N, F] to a `Quantized`; everything here is computed in float32."""
-        # Logits of the noise's own size from the first step: frames that sound alike share a
-        # code though nothing has been learned, as under a random-projection quantizer.
-        init = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
-        logits_BNK = nn.Dense(self.codebook_size, kernel_init=init, name="logits")(
-            features_BNF.astype(jnp.float32)
-        )
+        x_BNF = jax.nn.standardize(features_BNF.astype(jnp.float32), axis=(0, 1), epsilon=1e-4)
+        # Logits well above the Gumbel noise: codes follow the sound from the first step, as under
+        # a random-projection quantizer. Below it they are drawn at random, nothing can predict
+        # them, and the logits only shrink further.
+        init = nn.initializers.variance_scaling(_LOGIT_SCALE**2, "fan_in", "normal")
+        logits_BNK = nn.Dense(self.codebook_size, kernel_init=init, name="logits")(x_BNF)
         codebook_KC = self.param(
             "codebook", nn.initializers.normal(1.0), (self.codebook_size, self.codebook_dim)
         )

@@ -148,14 +148,14 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         cfg = self.config
-        heads = (cfg.num_heads, cfg.model_dim // cfg.num_heads)
-        dense = functools.partial(nn.DenseGeneral, dtype=cfg.dtype)
+        dense = functools.partial(nn.Dense, cfg.model_dim, dtype=cfg.dtype)
+        heads = (*x_BTD.shape[:2], cfg.num_heads, cfg.model_dim // cfg.num_heads)
         x_BTD = nn.LayerNorm(dtype=cfg.dtype, name="norm")(x_BTD)
-        query_BTNH = rotary(dense(heads, name="query")(x_BTD))
-        key_BTNH = rotary(dense(heads, name="key")(x_BTD))
-        value_BTNH = dense(heads, name="value")(x_BTD)
+        query_BTNH = rotary(dense(name="query")(x_BTD).reshape(heads))
+        key_BTNH = rotary(dense(name="key")(x_BTD).reshape(heads))
+        value_BTNH = dense(name="value")(x_BTD).reshape(heads)
         mixed_BTNH = jax.nn.dot_product_attention(query_BTNH, key_BTNH, value_BTNH)
-        out_BTD = dense(cfg.model_dim, axis=(-2, -1), name="out")(mixed_BTNH)
+        out_BTD = dense(name="out")(mixed_BTNH.reshape(x_BTD.shape))
         return nn.Dropout(cfg.dropout, deterministic=self.deterministic)(out_BTD)
 
 
