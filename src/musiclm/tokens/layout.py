@@ -180,7 +180,8 @@ class StageLayout:
         Raises:
           ValueError: an array lacks frames or levels, or has too many frames.
         """
-        return _concatenate([self.flatten_prefix(codes), self.flatten_target(codes)])
+        target_BN = self.flatten_target(_select(codes, self.target))
+        return _concatenate([self.flatten_prefix(codes), target_BN])
 
     def flatten_prefix(self, codes: Mapping[str, Array]) -> Array:
         """The prefix alone, int32 [B, prefix_length]; see `flatten`."""
@@ -190,12 +191,9 @@ class StageLayout:
             offset += segment.num_codes
         return _concatenate(parts)
 
-    def flatten_target(self, codes: Mapping[str, Array], num_frames: int | None = None) -> Array:
-        """The target alone, or its first `num_frames`: int32 [B, num_frames · target_levels]."""
-        target = self.target
-        if num_frames is not None:
-            target = dataclasses.replace(target, num_frames=num_frames)
-        return _to_ids(_select(codes, target), target, self.target_offset)
+    def flatten_target(self, codes_BTQ: Array) -> Array:
+        """Identifiers of the target's own levels, int32 [B, T · Q], for any number of frames."""
+        return _to_ids(codes_BTQ, self.target, self.target_offset)
 
     def unflatten(self, ids_BS: Array) -> dict[str, Array]:
         """The raw codes of a sequence: the inverse of `flatten`, for the levels that it holds."""
@@ -211,7 +209,7 @@ class StageLayout:
         return {source: _drop_unit_axis(source, levels) for source, levels in codes.items()}
 
     def unflatten_target(self, ids_BN: Array) -> Array:
-        """Raw codes [B, T, Q] of the target's identifiers, for any number of whole frames."""
+        """The inverse of `flatten_target`: raw codes [B, T, Q]."""
         return _to_codes(ids_BN, self.target, self.target_offset)
 
     def drop_condition(self, ids_BS: Array, dropped_B: Array) -> Array:
