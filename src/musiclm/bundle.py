@@ -126,11 +126,13 @@ def save_component(
     for path, value in flatten(component.variables).items():
         array = np.asarray(value)
         if np.issubdtype(array.dtype, np.floating):
-            array = array.astype(dtype)
+            with np.errstate(over="ignore"):  # checked just below
+                array = array.astype(dtype)
             if not np.isfinite(array).all():
                 raise BundleError(f"{name}: {path} is not finite as {np.dtype(dtype)}: store wider")
         arrays[path] = np.ascontiguousarray(array)
-    metadata = {"format": str(FORMAT), "config": json.dumps(to_json(component.config))}
+    # One key alone: safetensors writes several in any order, and equal models have equal bytes.
+    metadata = {"musiclm": json.dumps({"format": FORMAT, "config": to_json(component.config)})}
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.safetensors"
@@ -147,21 +149,21 @@ def load_component(directory: str | os.PathLike, name: str) -> Component:
     path = pathlib.Path(directory) / f"{name}.safetensors"
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
+            record = json.loads((file.metadata() or {}).get("musiclm", "{}"))
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: make it, or fetch the bundle again") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(f"{path} is damaged ({error}): fetch the bundle again") from error
-    if metadata.get("format") != str(FORMAT):
+    if record.get("format") != FORMAT:
         raise BundleError(
-            f"{path} has format {metadata.get('format')}, and this version reads {FORMAT}: "
+            f"{path} has format {record.get('format')}, and this version reads {FORMAT}: "
             "it is not a MusicLM component, or one of another version"
         )
     for key, array in flat.items():
         if np.issubdtype(array.dtype, np.floating):
             flat[key] = array.astype(np.float32)
-    return Component(from_json(json.loads(metadata["config"])), unflatten(flat))
+    return Component(from_json(record["config"]), unflatten(flat))
 
 
 def digest_of(path: pathlib.Path) -> str:

@@ -38,7 +38,7 @@ class SoundStreamConfig:
       num_codebooks: levels Q.
       codebook_size: entries a level.
       denoise: whether a FiLM layer lets the caller ask for denoised codes.
-      dtype: type of the convolutions' arithmetic.
+      dtype: of the convolutions' arithmetic, "float32" or "bfloat16".
     """
 
     sample_rate: int = 24_000
@@ -52,7 +52,7 @@ class SoundStreamConfig:
     num_codebooks: int = 12
     codebook_size: int = 1024
     denoise: bool = False
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
 
     def __post_init__(self):
         for field in (

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = ("constant", "cosine", "transformer")
@@ -52,20 +53,18 @@ class OptimizerConfig:
 
     def rate(self, step):
         """The learning rate at a step (a number or a traced scalar)."""
-        warmup = optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps))
+        warmup = jnp.minimum(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        after = jnp.maximum(0.0, step - self.warmup_steps)
         if self.schedule == "constant":
-            after = optax.constant_schedule(self.learning_rate)
+            decay = 1.0
         elif self.schedule == "cosine":
-            after = optax.cosine_decay_schedule(
-                self.learning_rate, self.total_steps - self.warmup_steps, self.final_fraction
-            )
+            progress = jnp.minimum(1.0, after / (self.total_steps - self.warmup_steps))
+            cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            decay = self.final_fraction + (1 - self.final_fraction) * cosine
         else:
             start = max(1, self.warmup_steps)
-
-            def after(count):
-                return self.learning_rate * (start / (start + count)) ** 0.5
-
-        return optax.join_schedules([warmup, after], [self.warmup_steps])(step)
+            decay = jnp.sqrt(start / (start + after))
+        return self.learning_rate * warmup * decay
 
     def make(self) -> optax.GradientTransformation:
         """The optax transformation."""

@@ -1,0 +1,147 @@
+"""The loop on a model small enough to check by hand."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm import bundle
+from musiclm.training import health, loop, optim
+from musiclm.training.state import TrainState
+
+WEIGHTS_D = np.array([1.0, -2.0, 0.5], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """y = xᵀw with noise from the step's key, so that a wrong key shows."""
+
+    optimizer: optim.OptimizerConfig = optim.OptimizerConfig(
+        learning_rate=0.1, warmup_steps=0, total_steps=50, schedule="constant"
+    )
+    poison_at: int = 10**9
+
+    def init(self, key, batch):
+        params = {"w": jax.random.normal(key, (batch["x"].shape[1],))}
+        return TrainState.create({"params": params}, self.optimizer.make())
+
+    def loss(self, params, batch):
+        return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+
+    def step(self, state, batch, key):
+        loss, gradients = jax.value_and_grad(self.loss)(state.params, batch)
+        gradients = jax.tree.map(lambda g: g + 1e-3 * jax.random.normal(key, g.shape), gradients)
+        loss = jnp.where(state.step >= self.poison_at, jnp.nan, loss)
+        return state.apply_gradients(gradients, self.optimizer.make()), {"loss": loss}
+
+    def evaluate(self, state, batch, key):
+        return {"loss": self.loss(state.params, batch)}
+
+    def export(self, state):
+        return {}, {"params": state.params}
+
+    def health(self):
+        return (
+            health.HealthCheck(
+                metric="loss", breached=lambda x: x > 1e3, bound="above 1000", advice="Try less."
+            ),
+        )
+
+
+def points(*, seed, batch_size, start_step):
+    step = start_step
+    while True:
+        x = np.random.default_rng((seed, step)).normal(size=(batch_size, 3)).astype(np.float32)
+        yield {"x": x, "y": x @ WEIGHTS_D}
+        step += 1
+
+
+def run(workdir, num_steps=50, task=None, **options):
+    return loop.train(
+        task=task or Regression(),
+        dataset=points,
+        eval_dataset=points,
+        workdir=workdir,
+        component=workdir / "bundle" / "regression",
+        num_steps=num_steps,
+        batch_size=16,
+        log_every=5,
+        eval_every=25,
+        checkpoint_every=10,
+        **options,
+    )
+
+
+def test_it_learns_writes_curves_and_exports(tmp_path):
+    state = run(tmp_path)
+    np.testing.assert_allclose(state.params["w"], WEIGHTS_D, atol=0.05)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(5, 51, 5))
+    held_out = [line["eval/loss"] for line in lines if "eval/loss" in line]
+    assert held_out[-1] < 0.01
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    exported = bundle.load_component(tmp_path / "bundle", "regression")
+    np.testing.assert_allclose(exported.variables["params"]["w"], state.params["w"], rtol=1e-3)
+
+
+def test_resuming_equals_not_stopping(tmp_path):
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "halves", num_steps=23)
+    halves = run(tmp_path / "halves")
+    np.testing.assert_array_equal(whole.params["w"], halves.params["w"])
+    assert int(halves.step) == 50
+
+
+def test_a_finished_run_only_exports(tmp_path):
+    run(tmp_path, num_steps=10)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "bundle" / "regression.safetensors").unlink()
+    run(tmp_path, num_steps=10)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert (tmp_path / "bundle" / "regression.safetensors").is_file()
+
+
+def test_nan_stops_the_run_and_the_checkpoint_is_from_before(tmp_path):
+    with pytest.raises(health.HealthError, match=r"step 15: loss is nan.*learning_rate"):
+        run(tmp_path, task=Regression(poison_at=12))
+    state = run(tmp_path, num_steps=11)
+    assert np.isfinite(state.params["w"]).all()
+
+
+def test_a_breach_needs_patience():
+    check = health.HealthCheck(
+        metric="x", breached=lambda x: x > 1, bound="above 1", advice="Lower it.", after_step=10
+    )
+    monitor = health.HealthMonitor([check])
+    for step, value in [(5, 9), (10, 9), (15, 9), (20, 0), (25, 9), (30, 9)]:
+        monitor.observe(step, {"x": float(value)})
+    with pytest.raises(health.HealthError, match=r"step 35: x is 9 \(above 1\).*Lower it"):
+        monitor.observe(35, {"x": 9.0})
+
+
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+def test_schedules_warm_up_to_the_peak(schedule):
+    config = optim.OptimizerConfig(
+        learning_rate=0.1, warmup_steps=10, total_steps=100, schedule=schedule
+    )
+    rates = [float(config.rate(step)) for step in range(101)]
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(0.05)
+    assert np.argmax(rates) == 10
+    np.testing.assert_allclose(max(rates), 0.1, rtol=1e-6)
+    assert rates[-1] <= rates[10]
+
+
+def test_weight_decay_leaves_vectors_alone():
+    config = optim.OptimizerConfig(
+        learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5
+    )
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    optimizer = config.make()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
+    np.testing.assert_array_equal(updates["bias"], 0)
