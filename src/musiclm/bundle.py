@@ -130,7 +130,7 @@ def save_component(
                 array = array.astype(dtype)
             if not np.isfinite(array).all():
                 raise BundleError(f"{name}: {path} is not finite as {np.dtype(dtype)}: store wider")
-        arrays[path] = np.ascontiguousarray(array)
+        arrays[path] = np.asarray(array, order="C")  # ascontiguousarray would make scalars 1-D
     # One key alone: safetensors writes several in any order, and equal models have equal bytes.
     metadata = {"musiclm": json.dumps({"format": FORMAT, "config": to_json(component.config)})}
     directory = pathlib.Path(directory)
