@@ -1,0 +1,250 @@
+import dataclasses
+import functools
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm.audio import MelConfig
+from musiclm.models.ast import AstConfig
+from musiclm.models.bert import BertConfig
+from musiclm.models.mulan import MuLan, MuLanConfig
+from musiclm.models.resnet import ResNet, ResNetConfig
+from musiclm.nn.encoder import EncoderConfig
+from musiclm.nn.spec_augment import SpecAugmentConfig
+
+GIN = pathlib.Path(__file__).parents[2] / "gin" / "models" / "mulan"
+
+SMALL_RESNET = ResNetConfig(
+    stage_sizes=(1, 1), widths=(8, 16), bottleneck=False, stage_strides=((1, 1), (2, 2)),
+    norm_groups=4,
+)  # fmt: skip
+SMALL_ENCODER = EncoderConfig(num_layers=2, model_dim=16, num_heads=2, ffn_dim=32)
+SMALL = MuLanConfig(
+    resnet=SMALL_RESNET,
+    bert=BertConfig(encoder=SMALL_ENCODER, vocab_size=50, max_length=12),
+    mel=MelConfig(sample_rate=1600, num_mels=16, window_size=64, hop_size=16, floor=1e-2),
+    spec_augment=SpecAugmentConfig(max_frequency_width=4, max_time_width=10),
+    embedding_dim=8,
+    window_seconds=2.0,
+    window_stride_seconds=0.5,
+)
+TOWERS = {
+    "resnet": SMALL,
+    "resnet over time": dataclasses.replace(
+        SMALL, resnet=dataclasses.replace(SMALL_RESNET, frequency_as_channels=True)
+    ),
+    "ast": dataclasses.replace(
+        SMALL,
+        resnet=None,
+        ast=AstConfig(
+            encoder=dataclasses.replace(SMALL_ENCODER, norm_first=True),
+            patch_size=(8, 8), patch_strides=(8, 8), max_frames=200, num_mels=16,
+        ),
+    ),
+}  # fmt: skip
+
+
+def sounds(batch, length, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, length)).astype(np.float32)
+
+
+@functools.cache
+def initialised(config):
+    waveform_BT = np.zeros((1, config.window_samples), np.float32)
+    return jax.jit(functools.partial(MuLan(config).init, train=False))(
+        jax.random.key(0), waveform_BT, np.array([[2, 5, 3]], np.int32)
+    )
+
+
+@functools.cache
+def method(config, name):
+    """A method of the small model, compiled."""
+    return jax.jit(functools.partial(MuLan(config).apply, initialised(config), method=name))
+
+
+def sizes(config):
+    """Parameters by tower, without allocating any."""
+    model = MuLan(config)
+    params = jax.eval_shape(
+        lambda: model.init(
+            jax.random.key(0),
+            jnp.zeros((1, config.window_samples)),
+            jnp.zeros((1, 8), jnp.int32),
+            train=False,
+        )
+    )["params"]
+    return {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for name, tree in params.items()
+    }
+
+
+def test_base_has_the_published_sizes():
+    # ResNet-50: 25.557 M with its 1000-way head, 23.508 M without. BERT-base: 109.482 M.
+    base = sizes(MuLanConfig())
+    assert sum(base.values()) == pytest.approx(25_557_032 + 109_482_240, rel=0.02)
+    assert sum(base.values()) == pytest.approx(23_508_032 + 109_482_240, rel=0.02)
+    assert base["audio_tower"] == pytest.approx(23_508_032, rel=0.001)
+    assert base["text_tower"] == pytest.approx(109_482_240, rel=0.001)
+
+
+def test_the_ast_tower_has_the_size_of_a_base_vit():
+    config = MuLanConfig(resnet=None, ast=AstConfig(), mel=MelConfig(num_mels=128))
+    assert config.ast.grid == (63, 8)
+    assert sizes(config)["audio_tower"] == pytest.approx(86e6, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("base", 131e6, 136e6), ("mini", 6e5, 1e6)])
+def test_gin_files_give_the_sizes_that_they_promise(name, low, high):
+    gin = pytest.importorskip("gin")
+    with gin.unlock_config():
+        gin.clear_config()
+        gin.parse_config_file(str(GIN / f"{name}.gin"))
+        config = MuLanConfig(**gin.get_bindings(MuLanConfig))
+        gin.clear_config()
+    assert low < sum(sizes(config).values()) < high
+    if name == "base":
+        assert config == MuLanConfig()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_embeddings_are_unit_vectors(tower):
+    config = TOWERS[tower]
+    waveform_BT = sounds(3, config.window_samples)
+    waveform_BT[2] = 0.0  # silence
+    text_ids_BL = np.array([[2, 7, 3, 0], [2, 8, 9, 3], [2, 3, 0, 0]], np.int32)
+    audio_BD = method(config, "embed_audio")(waveform_BT)
+    text_BD = method(config, "embed_text")(text_ids_BL)
+    for x_BD in (audio_BD, text_BD):
+        assert x_BD.shape == (3, 8)
+        assert x_BD.dtype == jnp.float32
+        assert jnp.isfinite(x_BD).all()
+    np.testing.assert_allclose(jnp.linalg.norm(audio_BD[:2], axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(text_BD, axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_an_embedding_does_not_depend_on_its_batch(tower):
+    config = TOWERS[tower]
+    waveform_BT = sounds(4, config.window_samples)
+    embed = method(config, "embed_audio")
+    np.testing.assert_allclose(embed(waveform_BT)[1:2], embed(waveform_BT[1:2]), atol=1e-5)
+
+
+def test_loudness_hardly_matters():
+    waveform_BT = sounds(2, SMALL.window_samples)
+    embed = method(SMALL, "embed_audio")
+    assert (embed(waveform_BT) * embed(2 * waveform_BT)).sum(1).min() > 0.999
+
+
+def test_padding_does_not_change_a_text():
+    short_BL = np.array([[2, 5, 6, 3]], np.int32)
+    long_BL = np.pad(short_BL, ((0, 0), (0, 8)))
+    embed = method(SMALL, "embed_text")
+    np.testing.assert_allclose(embed(short_BL), embed(long_BL), atol=1e-6)
+    assert jnp.abs(embed(short_BL) - embed(short_BL[:, [0, 2, 1, 3]])).max() > 1e-4  # order does
+
+
+@pytest.mark.parametrize("length", [3200, 3201, 4000, 7300])
+def test_longer_audio_is_the_normalised_average_of_its_windows(length):
+    waveform_BT = sounds(2, length)
+    embed = method(SMALL, "embed_audio")
+    starts = range(0, length - 3200 + 1, 800)
+    mean_BD = sum(embed(waveform_BT[:, s : s + 3200]) for s in starts) / len(starts)
+    expected_BD = mean_BD / jnp.linalg.norm(mean_BD, axis=1, keepdims=True)
+    averaged_BD = method(SMALL, "embed_audio_windows")(waveform_BT)
+    np.testing.assert_allclose(averaged_BD, expected_BD, atol=1e-5)
+
+
+def test_shorter_audio_is_repeated():
+    waveform_BT = sounds(2, 1500)
+    repeated_BT = np.concatenate([waveform_BT] * 3, axis=1)[:, :3200]
+    np.testing.assert_allclose(
+        method(SMALL, "embed_audio_windows")(waveform_BT),
+        method(SMALL, "embed_audio")(repeated_BT),
+        atol=1e-5,
+    )
+
+
+def test_a_wrong_window_is_refused():
+    with pytest.raises(ValueError, match="embed_audio_windows"):
+        MuLan(SMALL).apply(initialised(SMALL), sounds(1, 3000), method="embed_audio")
+
+
+@pytest.mark.parametrize("tower", ["resnet", "resnet over time"])
+def test_spec_augment_acts_in_training_only(tower):
+    config = TOWERS[tower]
+    waveform_BT = sounds(2, config.window_samples)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed(train, seed):
+        return MuLan(config).apply(
+            initialised(config), waveform_BT, train=train, method="embed_audio",
+            rngs={"spec_augment": jax.random.key(seed)},
+        )  # fmt: skip
+
+    np.testing.assert_array_equal(embed(False, 0), embed(False, 1))
+    assert jnp.abs(embed(True, 0) - embed(True, 1)).max() > 1e-3
+
+
+@pytest.mark.parametrize("logit", [-1e4, -1.0, 0.0, 1e4])
+def test_temperature_stays_above_its_floor_and_at_most_one(logit):
+    params = initialised(SMALL)["params"] | {"temperature_logit": jnp.float32(logit)}
+    tau = MuLan(SMALL).apply({"params": params}, method="temperature")
+    assert SMALL.min_temperature <= tau <= 1.0
+
+
+def test_temperature_starts_where_the_config_says():
+    tau = MuLan(SMALL).apply(initialised(SMALL), method="temperature")
+    assert tau == pytest.approx(SMALL.initial_temperature, rel=1e-4)
+
+
+def test_a_fresh_residual_block_is_the_identity_and_strides_shrink():
+    config = dataclasses.replace(SMALL_RESNET, stem_pool=False)
+    spec_BTF = sounds(1, 40 * 16).reshape(1, 40, 16)
+    tower = ResNet(config)
+
+    @jax.jit
+    def run(key):
+        return tower.init_with_output(key, spec_BTF, capture_intermediates=True, mutable=True)[1]
+
+    inside = run(jax.random.key(0))["intermediates"]
+    block = inside["stage0_0"]["__call__"][0]
+    stem = jax.nn.relu(inside["stem_norm"]["__call__"][0])
+    np.testing.assert_allclose(block, stem, atol=1e-6)
+    assert inside["stage1_0"]["__call__"][0].shape == (1, 10, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"ast": AstConfig()}, "resnet is .* and ast is"),
+        ({"resnet": None}, "resnet is None and ast is None"),
+        ({"resnet": None, "ast": AstConfig()}, "ast.num_mels is 128"),
+        ({"resnet": None, "ast": AstConfig(num_mels=16, max_frames=100)}, "ast.max_frames is 100"),
+        ({"window_stride_seconds": 3.0}, "window_stride_seconds is 3.0"),
+        ({"initial_temperature": 1.5}, "initial_temperature is 1.5"),
+        ({"min_temperature": 0.2}, "min_temperature"),
+        ({"embedding_dim": 1}, "embedding_dim is 1"),
+    ],
+)
+def test_bad_configs_name_the_field(change, field):
+    with pytest.raises(ValueError, match=f"MuLanConfig.{field}|{field}"):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_bad_tower_configs_name_the_field():
+    with pytest.raises(ValueError, match="describe different numbers of stages"):
+        ResNetConfig(stage_sizes=(1, 1))
+    with pytest.raises(ValueError, match="multiple of norm_groups"):
+        ResNetConfig(widths=(24, 128, 256, 512))
+    with pytest.raises(ValueError, match="leaves gaps"):
+        AstConfig(patch_strides=(20, 16))
+    with pytest.raises(ValueError, match="norm_first is True"):
+        BertConfig(encoder=EncoderConfig(norm_first=True))
+    with pytest.raises(ValueError, match="max_length is 2"):
+        BertConfig(max_length=2)

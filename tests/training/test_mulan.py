@@ -1,0 +1,123 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from musiclm.audio import MelConfig
+from musiclm.evaluation import retrieval
+from musiclm.losses import contrastive
+from musiclm.models.bert import BertConfig
+from musiclm.models.mulan import MuLan, MuLanConfig
+from musiclm.models.resnet import ResNetConfig
+from musiclm.nn.encoder import EncoderConfig
+from musiclm.nn.spec_augment import SpecAugmentConfig
+from musiclm.training.health import HealthError, HealthMonitor
+from musiclm.training.mulan import MuLanTask
+from musiclm.training.optim import OptimizerConfig
+
+TASK = MuLanTask(
+    config=MuLanConfig(
+        resnet=ResNetConfig(
+            stage_sizes=(1,), widths=(16,), bottleneck=False, stage_strides=((1, 1),),
+            norm_groups=4, stem_pool=False, frequency_as_channels=True,
+        ),
+        bert=BertConfig(
+            encoder=EncoderConfig(
+                num_layers=1, model_dim=16, num_heads=2, ffn_dim=32, dropout_rate=0.0
+            ),
+            vocab_size=40, max_length=6,
+        ),
+        mel=MelConfig(sample_rate=2000, num_mels=32, window_size=256, hop_size=64, floor=0.1),
+        spec_augment=SpecAugmentConfig(max_frequency_width=2, max_time_width=5),
+        embedding_dim=16,
+        window_seconds=1.0,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5, total_steps=1000, clip_norm=1.0),
+    stuck_after_step=20,
+)  # fmt: skip
+
+
+def pairs(batch, seed):
+    """Chords of two tones of ten and eight pitches, and two words that name them."""
+    rng = np.random.default_rng(seed)
+    combinations = rng.permutation(80)[:batch]
+    low_B, high_B = combinations // 8, combinations % 8
+    time_T = np.arange(2000) / 2000
+    phases_B21 = rng.uniform(0, 6.28, (batch, 2, 1))
+    tones_B2 = np.stack([100 * 1.12**low_B, 350 * 1.12**high_B], axis=1)
+    waveform_BT = np.sin(2 * np.pi * tones_B2[..., None] * time_T + phases_B21).sum(1)
+    text_ids_BL = np.zeros((batch, 6), np.int32)
+    text_ids_BL[:, 0], text_ids_BL[:, 3] = 2, 3
+    text_ids_BL[:, 1], text_ids_BL[:, 2] = 5 + low_B, 20 + high_B
+    return {"waveform": waveform_BT.astype(np.float32), "text_ids": text_ids_BL}
+
+
+@pytest.mark.parametrize("loss", contrastive.LOSSES)
+def test_a_few_steps_learn_what_goes_with_what(loss):
+    task = dataclasses.replace(TASK, loss=loss)
+    step = jax.jit(task.step)
+    state = jax.jit(task.init)(jax.random.key(0), pairs(2, 0))
+    held_out = pairs(80, 999)
+    before = jax.jit(task.evaluate)(state, held_out, jax.random.key(1))
+    # Collapsed or random embeddings: the loss is about the one that the health check expects.
+    assert abs(before["nats_learned"]) < 1.0
+    for seed in range(80):
+        state, metrics = step(state, pairs(32, seed), jax.random.key(seed))
+    after = jax.jit(task.evaluate)(state, held_out, jax.random.key(1))
+    assert int(state.step) == 80
+    assert after["nats_learned"] > before["nats_learned"] + 1.0
+    assert after["recall_at_10"] > 0.8 > 0.3 > before["recall_at_10"]
+    assert 0 < metrics["temperature"] <= 1
+    model, variables = MuLan(task.config), {"params": state.params}
+    output = jax.jit(functools.partial(model.apply, train=False))(
+        variables, held_out["waveform"], held_out["text_ids"]
+    )
+    figures = retrieval.retrieval(output.text_BD, output.audio_BD)
+    assert figures["text_to_audio/recall_at_10"] == pytest.approx(float(after["recall_at_10"]))
+    monitor = HealthMonitor(task.health())
+    for count in range(100, 110):
+        monitor.observe(count, {name: float(value) for name, value in metrics.items()})
+
+
+@pytest.mark.parametrize("loss", contrastive.LOSSES)
+def test_a_run_that_learns_nothing_is_stopped_with_advice(loss):
+    task = dataclasses.replace(TASK, loss=loss)
+    state = jax.jit(task.init)(jax.random.key(0), pairs(2, 0))
+    # Every waveform with every text alike: nothing can be learned.
+    stuck = {
+        "waveform": np.tile(pairs(1, 0)["waveform"], (32, 1)),
+        "text_ids": np.tile(pairs(1, 0)["text_ids"], (32, 1)),
+    }
+    metrics = jax.jit(task.evaluate)(state, stuck, jax.random.key(0))
+    assert abs(metrics["nats_learned"]) < 1e-3
+    monitor = HealthMonitor(task.health())
+    metrics = {name: float(value) for name, value in metrics.items()}
+    monitor.observe(10, metrics)  # too early to tell
+    monitor.observe(20, metrics)
+    monitor.observe(40, metrics)
+    with pytest.raises(HealthError, match=r"nats_learned.*batch_size to 128"):
+        monitor.observe(60, metrics)
+
+
+def test_a_step_is_a_function_of_its_arguments():
+    optimizer = dataclasses.replace(TASK.optimizer, warmup_steps=0)
+    task = dataclasses.replace(TASK, optimizer=optimizer)
+    state = jax.jit(task.init)(jax.random.key(0), pairs(2, 0))
+    step = jax.jit(task.step)
+    kernels = [
+        np.asarray(
+            step(state, pairs(8, 1), jax.random.key(seed))[0].params["audio_projection"]["kernel"]
+        )
+        for seed in (3, 3, 4)
+    ]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])  # another augmentation
+
+
+def test_bad_settings_name_the_field():
+    with pytest.raises(ValueError, match=r"MuLanTask\.loss is 'triplet'"):
+        dataclasses.replace(TASK, loss="triplet")
+    with pytest.raises(ValueError, match=r"MuLanTask\.gain_db is -1"):
+        dataclasses.replace(TASK, gain_db=-1.0)
