@@ -184,7 +184,7 @@ class MusicLM:
             sampling=_chain_sampling(sampling or {}),
             progress=progress,
         )
-        clips = Clips(Waveform(clip, self.sample_rate) for clip in samples)
+        clips = Clips(Waveform(clip.clip(-1, 1), self.sample_rate) for clip in samples)
         return clips[0] if isinstance(prompts, str) else clips
 
 

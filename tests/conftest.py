@@ -1,0 +1,137 @@
+"""Fixtures that several folders of tests share."""
+
+import functools
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory) -> pathlib.Path:
+    """A sealed bundle of untrained models, as small as the chain allows: noise, but whole."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from musiclm import bundle
+    from musiclm.audio import MelConfig
+    from musiclm.models import bert, mulan, resnet, soundstream, token_lm, w2v_bert
+    from musiclm.nn import encoder, transformer
+    from musiclm.token_spec import TokenSpec
+    from musiclm.tokens import layout, wordpiece
+
+    spec = TokenSpec(
+        sample_rate=1_600,
+        num_acoustic_codebooks=3,
+        acoustic_codebook_size=8,
+        num_coarse_codebooks=2,
+        semantic_vocab_size=8,
+        num_mulan_codebooks=2,
+        mulan_codebook_size=8,
+        semantic_window_seconds=2.0,
+        coarse_window_seconds=1.0,
+        fine_window_seconds=0.5,
+    )
+    folder = tmp_path_factory.mktemp("tiny_bundle")
+    numpy_rng = np.random.default_rng(0)
+
+    def untrained(model, *arguments, **options):
+        """Random variables of a model; compiles nothing, as `init` would."""
+        keys = {"params": jax.random.key(0), "mask": jax.random.key(0)}
+        shapes = jax.eval_shape(functools.partial(model.init, **options), keys, *arguments)
+        return jax.tree.map(
+            lambda leaf: numpy_rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes
+        )
+
+    def save(name, config, variables):
+        bundle.save_component(folder, name, bundle.Component(config, variables))
+
+    codec = soundstream.SoundStreamConfig(
+        sample_rate=spec.sample_rate,
+        encoder_channels=4,
+        decoder_channels=4,
+        strides=(4, 8),
+        latent_dim=8,
+        dilations=(1,),
+        num_codebooks=spec.num_acoustic_codebooks,
+        codebook_size=spec.acoustic_codebook_size,
+        dtype="float32",
+    )
+    variables = untrained(soundstream.SoundStream(codec), jnp.zeros((1, 4 * codec.hop_length)))
+    # Numbers at random would leave no room between the lower and the upper bound.
+    bounds_2D = np.array([[-1.0], [1.0]], np.float32).repeat(codec.latent_dim, axis=1)
+    variables["codebooks"]["quantizer"]["bounds_2D"] = bounds_2D
+    save("soundstream", codec, variables)
+
+    semantic = w2v_bert.W2vBertConfig(
+        sample_rate=spec.sample_rate,
+        num_mels=8,
+        mel_window_size=64,
+        conv_channels=(4, 4),
+        model_dim=16,
+        num_heads=2,
+        ffn_dim=16,
+        contrastive_blocks=1,
+        mlm_blocks=1,
+        codebook_size=8,
+        codebook_dim=8,
+        feature_layer=1,
+    )
+    params = untrained(
+        w2v_bert.W2vBert(semantic),
+        jnp.zeros((1, spec.sample_rate)),
+        jnp.zeros((1, 25), bool),
+        1.0,
+        deterministic=True,
+    )["params"]
+    clusters = {
+        "mean_D": np.zeros(16, np.float32),
+        "std_D": np.ones(16, np.float32),
+        "centroids_KD": numpy_rng.normal(size=(spec.semantic_vocab_size, 16)).astype(np.float32),
+    }
+    save("w2v_bert", semantic, {"params": params, "clusters": clusters})
+
+    vocabulary = wordpiece.WordPiece.train(["slow piano", "fast flute"], 200)
+    joint = mulan.MuLanConfig(
+        resnet=resnet.ResNetConfig(
+            stage_sizes=(1,), widths=(8,), bottleneck=False, stage_strides=((2, 2),), norm_groups=2
+        ),
+        bert=bert.BertConfig(
+            encoder=encoder.EncoderConfig(num_layers=1, model_dim=16, num_heads=2, ffn_dim=16),
+            vocab_size=vocabulary.vocab_size,
+            max_length=64,
+        ),
+        mel=MelConfig(sample_rate=spec.sample_rate, num_mels=8, window_size=64, hop_size=32),
+        embedding_dim=8,
+    )
+    params = untrained(
+        mulan.MuLan(joint),
+        jnp.zeros((1, joint.window_samples)),
+        jnp.ones((1, 4), jnp.int32),
+        train=False,
+    )["params"]
+    quantizer = {
+        "audio_mean_D": np.zeros(8, np.float32),
+        "text_mean_D": np.zeros(8, np.float32),
+        "codebooks_QKD": numpy_rng.normal(
+            size=(spec.num_mulan_codebooks, spec.mulan_codebook_size, 8)
+        ).astype(np.float32),
+    }
+    save(
+        "mulan",
+        {"model": joint, "vocabulary": vocabulary.vocab},
+        {"params": params, "quantizer": quantizer},
+    )
+
+    for stage in layout.STAGES:
+        config = token_lm.TokenLMConfig(
+            layout=layout.StageLayout.of(stage, spec),
+            transformer=transformer.TransformerConfig(
+                num_layers=1, model_dim=16, num_heads=2, head_dim=8, mlp_dim=16
+            ),
+        )
+        ids_BS = jnp.ones((1, config.layout.sequence_length), jnp.int32)
+        save(stage, config, untrained(token_lm.TokenLM(config), ids_BS))
+
+    bundle.seal(folder, "tiny", spec)
+    return folder
