@@ -42,7 +42,7 @@ class Instrument:
     level_db: float
 
 
-# Chosen by ear and by measurement over MIDI pitches 43 to 86, where all twelve sound and are in
+# Chosen by ear and by measurement over MIDI pitches 40 to 89, where all twelve sound and are in
 # tune; e.g. the drawbar organ is left out since it sounds one or two octaves below the note.
 INSTRUMENTS = {
     instrument.name: instrument

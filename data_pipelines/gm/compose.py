@@ -41,7 +41,7 @@ RHYTHMS = {
 FORMS = ("AABA", "ABAB", "AABB", "ABAA")
 CENTRE = {"low": 52, "mid": 64, "high": 77}  # MIDI pitch the lead moves about
 MAX_STEPS = 4  # scale steps that the lead strays from its centre
-LOWEST, HIGHEST = 43, 86
+LOWEST, HIGHEST = 40, 89  # what that comes to, with strong beats drawn to the chord
 # Where the triads lie: under the lead, but for the low one, where they would be mud.
 CHORD_CENTRE = {"low": 59, "mid": 54, "high": 62}
 BASS_PROGRAM, BASS_LOWEST = 33, 28
@@ -97,7 +97,8 @@ class _Clock:
             span = self.seconds - END_SILENCE - start * self.beat
             held = min(span, 0.7) if self.staccato else span
         else:
-            held = min(max(0.4 * span, 0.09), 0.26) if self.staccato else 0.97 * span
+            # Never into the next note, which a late note-off of the same key would cut.
+            held = min(max(0.4 * span, 0.09), 0.26, 0.97 * span) if self.staccato else 0.97 * span
         begin = start * self.beat
         return pretty_midi.Note(
             velocity=int(min(127, max(1, velocity))), pitch=pitch, start=begin, end=begin + held
