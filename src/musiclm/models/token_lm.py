@@ -113,9 +113,4 @@ class LevelHeads(nn.Module):
     def __call__(self, x_BTQM: jax.Array) -> jax.Array:
         shape = (*x_BTQM.shape[2:], self.codebook_size)
         kernel_QMK = self.param("kernel", nn.initializers.normal(0.02), shape)
-        return jnp.einsum(
-            "btqm,qmk->btqk",
-            x_BTQM,
-            kernel_QMK.astype(x_BTQM.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return jnp.einsum("btqm,qmk->btqk", x_BTQM.astype(jnp.float32), kernel_QMK)

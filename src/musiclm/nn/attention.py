@@ -92,8 +92,7 @@ def causal_attention(
             "bhqd,bhkd->bhqk",
             query_BHTD[:, :, start:stop] * scale,
             key_BHTD[:, :, :stop],
-            preferred_element_type=jnp.float32,
-        )
+        ).astype(jnp.float32)
         weights = jax.nn.softmax(scores + bias_of_block(bias_HS, start, stop), axis=-1)
         values = value_BHTD[:, :, :stop]
         blocks.append(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values))

@@ -86,7 +86,7 @@ def unroll(config: TokenLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:
         "relative_bias": jnp.asarray(decoder["relative_bias"]["embedding"]),
         "layers": layers,
         "final_norm": jnp.asarray(decoder["final_norm"]["scale"]),
-        "head": jnp.asarray(params["head"]["kernel"], dtype),
+        "head": jnp.asarray(params["head"]["kernel"]),
     }
     if config.time_embedding:
         weights["times"] = jnp.asarray(params["times"]["embedding"], dtype)
@@ -232,8 +232,7 @@ def _logits(config, weights, cache, ids_BS, position, bias_HT):
             "bhqd,bhtd->bht",
             query * cfg.head_dim**-0.5,
             keys[index, :, :, :span],
-            preferred_element_type=jnp.float32,
-        )
+        ).astype(jnp.float32)
         probs_BHT = jax.nn.softmax(scores_BHT + bias_HT, axis=-1).astype(values.dtype)
         mixed_BHD = jnp.einsum("bht,bhtd->bhd", probs_BHT, values[index, :, :, :span])
         x_BM = x_BM + mixed_BHD.reshape(x_BM.shape[0], -1) @ layer["out"]
@@ -242,8 +241,7 @@ def _logits(config, weights, cache, ids_BS, position, bias_HT):
     layout = config.layout
     level = (position + 1 - layout.prefix_length) % layout.target_levels
     kernel_MK = lax.dynamic_index_in_dim(weights["head"], level, axis=0, keepdims=False)
-    logits_BK = jnp.matmul(x_BM, kernel_MK, preferred_element_type=jnp.float32)
-    return logits_BK, Cache(keys, values)
+    return x_BM.astype(jnp.float32) @ kernel_MK, Cache(keys, values)
 
 
 def _embed(config, weights, ids, positions):

@@ -1,0 +1,196 @@
+"""Cached decoding against teacher forcing, what it depends on, and where its cache lies."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm.models.token_lm import TokenLM, TokenLMConfig
+from musiclm.nn.transformer import TransformerConfig
+from musiclm.sampler import decode
+from musiclm.sampler.logits import Sampling
+from musiclm.sampler.stages import Stage
+from musiclm.token_spec import TokenSpec
+from musiclm.tokens.layout import StageLayout
+
+SPEC = TokenSpec(
+    num_acoustic_codebooks=5,
+    acoustic_codebook_size=13,
+    num_coarse_codebooks=2,
+    semantic_vocab_size=11,
+    num_mulan_codebooks=3,
+    mulan_codebook_size=7,
+    semantic_window_seconds=0.8,
+    coarse_window_seconds=0.4,
+    fine_window_seconds=0.2,
+)
+GREEDY = Sampling(temperature=0.0)
+
+
+@functools.cache
+def model(stage, gated=True, time_embedding=True):
+    """A small model with random weights, large enough that greedy choices are no ties."""
+    sizes = TransformerConfig(
+        num_layers=2,
+        model_dim=16,
+        num_heads=2,
+        head_dim=8,
+        mlp_dim=24,
+        max_distance=40,
+        query_block=32,
+        remat=False,
+        gated=gated,
+    )
+    layout = StageLayout.of(stage, SPEC)
+    config = TokenLMConfig(layout=layout, transformer=sizes, time_embedding=time_embedding)
+    ids = jnp.zeros((1, layout.sequence_length), jnp.int32)
+    shapes = jax.eval_shape(TokenLM(config).init, jax.random.key(0), ids)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
+    return config, params["params"]
+
+
+def conditions(layout, batch, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "mulan": (SPEC.num_mulan_codebooks,),
+        "semantic": (layout.prefix[-1].num_frames,),
+        "acoustic": (layout.prefix[-1].num_frames, SPEC.num_coarse_codebooks),
+    }
+    return {
+        segment.source: rng.integers(
+            0, segment.codebook_size, (batch, *shapes[segment.source]), dtype=np.int32
+        )
+        for segment in layout.prefix
+    }
+
+
+def keys(*seeds):
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+
+def teacher_forced(config, params, condition, codes_BTQ):
+    """The likeliest code at every place of the target, given the codes before it."""
+    prefix, target = (
+        config.layout.flatten_prefix(condition),
+        config.layout.flatten_target(codes_BTQ),
+    )
+    logits = jax.jit(TokenLM(config).apply)(
+        {"params": params}, jnp.concatenate([prefix, target], 1)
+    )
+    return np.asarray(logits.argmax(-1))
+
+
+@pytest.fixture
+def short_spans(monkeypatch):
+    """Several lengths of attention and many calls, even in short sequences."""
+    monkeypatch.setattr(decode, "SPAN", 24)
+    monkeypatch.setattr("musiclm.sampler.stages.FRAMES_PER_CALL", 7)
+
+
+@pytest.mark.parametrize(
+    ("stage", "gated", "time_embedding"),
+    [("semantic", True, False), ("coarse", True, True), ("fine", False, True)],
+)
+def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding):
+    config, params = model(stage, gated, time_embedding)
+    condition = conditions(config.layout, 3)
+    codes = Stage(config, params).generate(condition, keys(0, 1, 2), GREEDY)
+    np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
+    assert len(np.unique(codes)) > 3  # not one code over and over, which would prove little
+
+
+@pytest.mark.parametrize("prompt_frames", [1, 9])
+def test_prompt_is_kept_and_continued(short_spans, prompt_frames):
+    config, params = model("coarse")
+    layout = config.layout
+    condition = conditions(layout, 2)
+    size = (2, prompt_frames, layout.target_levels)
+    prompt = np.random.default_rng(7).integers(0, layout.target_codebook_size, size, dtype=np.int32)
+    codes = Stage(config, params).generate(condition, keys(0, 1), GREEDY, prompt_BTQ=prompt)
+    np.testing.assert_array_equal(codes[:, :prompt_frames], prompt)
+    expected = teacher_forced(config, params, condition, codes)
+    np.testing.assert_array_equal(codes[:, prompt_frames:], expected[:, prompt_frames:])
+
+
+def test_what_a_row_depends_on():
+    config, params = model("coarse")
+    stage = Stage(config, params)
+    condition = conditions(config.layout, 3)
+    sampling = Sampling(temperature=0.9)
+    codes = stage.generate(condition, keys(4, 5, 6), sampling)
+    np.testing.assert_array_equal(stage.generate(condition, keys(4, 5, 6), sampling), codes)
+    # Other neighbours, another place in the batch.
+    order = [2, 0, 1]
+    other = {source: array[order] for source, array in condition.items()}
+    other = {source: np.concatenate([a[:2], a[:1]]) for source, a in other.items()}
+    again = stage.generate(other, keys(6, 4, 9), sampling)
+    np.testing.assert_array_equal(again[:2], codes[order[:2]])
+    assert (again[2] != codes[2]).any()
+    # The same condition under two seeds.
+    assert (again[2] != again[0]).any()
+
+
+def test_a_shorter_target_is_the_beginning_of_a_longer():
+    config, params = model("semantic")
+    stage = Stage(config, params)
+    condition = conditions(config.layout, 1)
+    moves = []
+    whole = stage.generate(condition, keys(1), Sampling())
+    part = stage.generate(condition, keys(1), Sampling(), num_frames=6, progress=moves.append)
+    np.testing.assert_array_equal(part, whole[:, :6])
+    assert sum(moves) == 6
+
+
+def test_sampling_follows_the_temperature():
+    config, params = model("semantic")
+    stage = Stage(config, params)
+    condition = {"mulan": np.repeat(conditions(config.layout, 1)["mulan"], 64, axis=0)}
+    first = {
+        t: stage.generate(condition, keys(*range(64)), Sampling(temperature=t), num_frames=1)
+        for t in (0.2, 5.0)
+    }
+    assert len(np.unique(first[0.2])) < len(np.unique(first[5.0]))
+
+
+def test_cache_is_updated_in_place():
+    layout = StageLayout.fine(TokenSpec(num_acoustic_codebooks=8, fine_window_seconds=1.0))
+    sizes = TransformerConfig(num_layers=8, model_dim=64, num_heads=4, head_dim=32, mlp_dim=64)
+    config = TokenLMConfig(layout=layout, transformer=sizes)
+    ids = jax.ShapeDtypeStruct((2, layout.sequence_length), jnp.int32)
+    shapes = jax.eval_shape(TokenLM(config).init, jax.random.key(0), ids)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes["params"])
+    weights = decode.unroll(config, params)
+    known = jax.ShapeDtypeStruct((), jnp.int32)
+    state = jax.eval_shape(
+        functools.partial(decode.start, config, known=layout.prefix_length), weights, ids
+    )
+    cache_bytes = sum(x.size * x.dtype.itemsize for x in state.cache)
+    compiled = decode.decode_until.lower(
+        config,
+        layout.sequence_length,
+        None,
+        None,
+        weights,
+        state,
+        jax.eval_shape(lambda: keys(0, 1)),
+        known,
+        jnp.float32(1),
+    ).compile()
+    memory = compiled.memory_analysis()
+    assert cache_bytes > 4e6
+    assert memory.temp_size_in_bytes < cache_bytes / 2
+    # The donated state comes back in the memory in which it came.
+    assert memory.alias_size_in_bytes >= cache_bytes
+
+
+def test_bad_lengths_are_named():
+    config, params = model("semantic")
+    stage = Stage(config, params)
+    condition = conditions(config.layout, 1)
+    with pytest.raises(ValueError, match="up to 20"):
+        stage.generate(condition, keys(0), GREEDY, num_frames=21)
+    with pytest.raises(ValueError, match="prompt of 20"):
+        stage.generate(condition, keys(0), GREEDY, prompt_BTQ=np.zeros((1, 20, 1), np.int32))
