@@ -1,6 +1,6 @@
 """Runs one fit on frozen models or on captions, as its gin file says.
 
-python -m musiclm.bin.fit --gin_file=gin/train/mulan_quantizer_mini.gin
+  python -m musiclm.bin.fit --gin_file=gin/train/mini/mulan_quantizer.gin --gin_bindings='…'
 """
 
 from collections.abc import Callable
@@ -8,9 +8,6 @@ from collections.abc import Callable
 from absl import app, flags
 
 from musiclm.bin import compilation_cache
-
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "what to fit, and how", required=True)
-_GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "overrides of the gin file")
 
 
 def fit(what: Callable[[], None]) -> None:
@@ -25,11 +22,14 @@ def main(argv: list[str]) -> None:
     compilation_cache.enable()
     import gin
 
-    from musiclm.bin import fit as this  # gin registers by module, and this one runs as __main__
+    # A gin file names this function by its module, which runs as __main__ here.
+    from musiclm.bin.fit import fit
 
-    gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN_BINDINGS.value)
-    gin.get_configurable(this.fit)()
+    gin.parse_config_files_and_bindings(flags.FLAGS.gin_file, flags.FLAGS.gin_bindings)
+    gin.get_configurable(fit)()
 
 
 if __name__ == "__main__":
+    flags.DEFINE_multi_string("gin_file", None, "what to fit, and how", required=True)
+    flags.DEFINE_multi_string("gin_bindings", [], "overrides of the gin file")
     app.run(main)
