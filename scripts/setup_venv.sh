@@ -53,13 +53,13 @@ if ! [ -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
         fi
     done
     [ -n "$python" ] ||
-        fail "no Python 3.11 or newer found: run \`sudo apt-get install python3.11 python3.11-venv\`" \
+        fail "no Python 3.11 or newer found: run \`sudo apt-get update && sudo apt-get install -y python3.11 python3.11-venv\`" \
             "(or give one with PYTHON=/path/to/python3)"
     # Debian keeps ensurepip, which venv needs, in a package of its own.
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
         apt_install "$package" ||
-            fail "Python's venv module is missing: run \`sudo apt-get install $package\`"
+            fail "Python's venv module is missing: run \`sudo apt-get update && sudo apt-get install -y $package\`"
     fi
     echo "making $venv with $("$python" --version) …" >&2
     "$python" -m venv "$venv" || fail "$venv could not be made: see the lines above"

@@ -49,14 +49,18 @@ def describe(path: pathlib.Path) -> list[dict[str, Any]]:
       path: read by itself, with what it includes; what gin knew before is forgotten.
 
     Returns:
-      One JSON-ready dict a model, in the order of the chain.
+      One JSON-ready dict a model, in the order of the chain; none for a file that only says what
+      tokens there are, such as gin/models/token_spec/base.gin.
 
     Raises:
       UserError: the file can't be parsed, binds what is not there, or describes no model.
     """
+    from musiclm import token_spec
+
     with _parsed(path):
         models = [model for look in _MODELS for model in look()]
-    if not models:
+        is_for_models = bool(models) or _bound(token_spec.TokenSpec) is not None
+    if not is_for_models:
         raise errors.UserError(
             f"{path}: no model's config is bound here: give a file such as gin/models/*/base.gin"
         )
@@ -69,6 +73,11 @@ def _parsed(path: pathlib.Path) -> Iterator[None]:
     import gin
 
     gin.clear_config()
+    # Includes are written from the root of the repository: find them from anywhere.
+    for parent in path.resolve().parents:
+        if parent.name == "gin":
+            gin.add_config_file_search_path(str(parent.parent))
+            break
     logging.disable(logging.ERROR)  # gin logs what it raises, and one line shall do
     try:
         gin.parse_config_file(str(path))
