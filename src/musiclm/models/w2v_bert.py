@@ -276,9 +276,12 @@ class GumbelQuantizer(nn.Module):
         x_BNF = jax.nn.standardize(features_BNF.astype(jnp.float32), axis=(0, 1), epsilon=1e-4)
         # Logits well above the Gumbel noise: codes follow the sound from the first step, as under
         # a random-projection quantizer. Below it they are drawn at random, nothing can predict
-        # them, and the logits only shrink further.
-        init = nn.initializers.variance_scaling(_LOGIT_SCALE**2, "fan_in", "normal")
-        logits_BNK = nn.Dense(self.codebook_size, kernel_init=init, name="logits")(x_BNF)
+        # them, and the logits only shrink further. The factor stands outside the kernel, whose
+        # unit weights Adam's steps then turn slowly: targets must not run from the predictor.
+        logits = nn.Dense(
+            self.codebook_size, kernel_init=nn.initializers.normal(1.0), name="logits"
+        )
+        logits_BNK = logits(x_BNF) * (_LOGIT_SCALE * features_BNF.shape[-1] ** -0.5)
         codebook_KC = self.param(
             "codebook", nn.initializers.normal(1.0), (self.codebook_size, self.codebook_dim)
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from musiclm.losses import masked
 from musiclm.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertOutput
@@ -32,6 +33,9 @@ class W2vBertTask:
       gumbel_start, gumbel_end: temperature τ of the quantizer at the first step and from
         `gumbel_steps` on; geometric between.
       gumbel_steps: how long τ falls.
+      target_rate: learning rate of the feature encoder and the quantizer, relative to the rest.
+        Their changes re-deal the codes that the rest must predict. 1 is the paper's, with its
+        25 k steps of warm-up; a short run with a high rate never catches up unless it is small.
       health_after: first step at which the health gates hold.
     """
 
@@ -45,6 +49,7 @@ class W2vBertTask:
     gumbel_start: float = 2.0
     gumbel_end: float = 0.5
     gumbel_steps: int = 100_000
+    target_rate: float = 1.0
     health_after: int = 2_000
 
     def __post_init__(self):
@@ -64,6 +69,8 @@ class W2vBertTask:
             raise ValueError(
                 f"W2vBertTask.diversity_weight {self.diversity_weight} must not be negative"
             )
+        if not 0 <= self.target_rate <= 1:
+            raise ValueError(f"W2vBertTask.target_rate {self.target_rate} must lie in [0, 1]")
         if not 0 < self.gumbel_end <= self.gumbel_start:
             raise ValueError(
                 f"W2vBertTask.gumbel_end {self.gumbel_end} must be above 0 and not above "
@@ -83,7 +90,7 @@ class W2vBertTask:
         waveform_BT = batch["waveform"]
         mask_BN = self._mask(key, waveform_BT)
         variables = self.model.init(streams, waveform_BT, mask_BN, 1.0, deterministic=False)
-        return TrainState.create(variables, self.optimizer.make())
+        return TrainState.create(variables, self._updates())
 
     def step(
         self, state: TrainState, batch: Mapping[str, Any], key: jax.Array
@@ -97,7 +104,7 @@ class W2vBertTask:
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
         metrics["gumbel_temperature"] = self.gumbel_temperature(state.step)
         metrics["learning_rate"] = self.optimizer.rate(state.step)
-        return state.apply_gradients(gradients, self.optimizer.make()), metrics
+        return state.apply_gradients(gradients, self._updates()), metrics
 
     def evaluate(
         self, state: TrainState, batch: Mapping[str, Any], key: jax.Array
@@ -146,6 +153,14 @@ class W2vBertTask:
         """τ of the quantizer at a step."""
         progress = jnp.clip(step / self.gumbel_steps, 0.0, 1.0)
         return self.gumbel_start * (self.gumbel_end / self.gumbel_start) ** progress
+
+    def _updates(self):
+        def makes_targets(params):
+            return {name: name in ("encoder", "quantizer") for name in params}
+
+        # After Adam, which would undo a scaling of the gradients.
+        slow = optax.masked(optax.scale(self.target_rate), makes_targets)
+        return optax.chain(self.optimizer.make(), slow)
 
     def _mask(self, key, waveform_BT):
         batch_size, num_samples = waveform_BT.shape

@@ -1,0 +1,157 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm.nn import conformer
+
+CONFIG = conformer.ConformerConfig(
+    num_blocks=3, model_dim=16, num_heads=2, ffn_dim=24, conv_kernel=5, dropout=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def stack():
+    x_BTD = jax.random.normal(jax.random.key(0), (2, 9, 16))
+    model = conformer.ConformerStack(CONFIG)
+    return model, model.init(jax.random.key(1), x_BTD, deterministic=True), x_BTD
+
+
+def _unrolled(variables, x_BTD, num_blocks):
+    block = conformer.ConformerBlock(CONFIG, deterministic=True)
+    for i in range(num_blocks):
+        params = jax.tree.map(lambda leaf_L: leaf_L[i], variables["params"]["blocks"])  # noqa: B023
+        x_BTD = block.apply({"params": params}, x_BTD)
+    return x_BTD
+
+
+def test_scanned_equals_unrolled(stack):
+    model, variables, x_BTD = stack
+    scanned = model.apply(variables, x_BTD, deterministic=True)
+    np.testing.assert_allclose(scanned, _unrolled(variables, x_BTD, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, 2, 3])
+def test_first_blocks_equal_unrolled(stack, num_blocks):
+    model, variables, x_BTD = stack
+    part = model.apply(variables, x_BTD, num_blocks, method="first")
+    np.testing.assert_allclose(part, _unrolled(variables, x_BTD, num_blocks), atol=1e-5)
+
+
+def test_first_names_a_layer_that_is_not_there(stack):
+    model, variables, x_BTD = stack
+    with pytest.raises(ValueError, match="layer 4 of a stack of 3"):
+        model.apply(variables, x_BTD, 4, method="first")
+
+
+def test_blocks_start_with_different_weights(stack):
+    kernel_LDF = stack[1]["params"]["blocks"]["ffn_in"]["up"]["kernel"]
+    assert kernel_LDF.shape == (3, 16, 24)
+    assert float(jnp.abs(kernel_LDF[0] - kernel_LDF[1]).max()) > 0.1
+
+
+def test_remat_changes_no_gradient(stack):
+    _, variables, x_BTD = stack
+
+    def gradient(remat):
+        model = conformer.ConformerStack(dataclasses.replace(CONFIG, remat=remat))
+        return jax.grad(
+            lambda v: jnp.sum(
+                model.apply(
+                    v, x_BTD, deterministic=False, rngs={"dropout": jax.random.key(2)}
+                ) ** 2 * jnp.arange(16)
+            )
+        )(variables)  # fmt: skip
+
+    for kept, recomputed in zip(*map(jax.tree.leaves, map(gradient, (False, True))), strict=True):
+        np.testing.assert_allclose(kept, recomputed, rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_differs_between_blocks_and_keys(stack):
+    model, variables, x_BTD = stack
+
+    def run(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply(variables, x_BTD, deterministic=False, rngs=rngs)
+
+    assert float(jnp.abs(run(0) - run(1)).max()) > 0.01
+    np.testing.assert_array_equal(run(0), run(0))
+
+
+def test_attention_reaches_every_frame_and_utterances_stay_apart(stack):
+    model, variables, x_BTD = stack
+
+    def last_frame(x):
+        return model.apply(variables, x, deterministic=True)[0, -1, 0]
+
+    reach_BT = jnp.abs(jax.grad(last_frame)(x_BTD)).sum(-1)
+    assert float(reach_BT[0].min()) > 0
+    assert float(reach_BT[1].max()) == 0
+
+
+def test_rotary_product_depends_on_distance_alone():
+    rng = np.random.default_rng(0)
+    query_H, key_H = rng.normal(size=(2, 8)).astype(np.float32)
+    turned_q = conformer.rotary(jnp.tile(query_H, (1, 12, 1, 1)))[0, :, 0]
+    turned_k = conformer.rotary(jnp.tile(key_H, (1, 12, 1, 1)))[0, :, 0]
+    products = turned_q @ turned_k.T
+    for distance in (-3, 0, 4):
+        along = np.diagonal(products, distance)
+        np.testing.assert_allclose(along, along[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.diagonal(products)[0], query_H @ key_H, rtol=1e-5)
+
+
+def test_depthwise_conv_equals_grouped_convolution():
+    x_BTD = jax.random.normal(jax.random.key(3), (2, 11, 6))
+    module = conformer.DepthwiseConv(5, "float32")
+    variables = module.init(jax.random.key(4), x_BTD)
+    kernel_WD = variables["params"]["kernel"]
+    expected = jax.lax.conv_general_dilated(
+        x_BTD, kernel_WD[:, None], (1,), "SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=6,
+    )  # fmt: skip
+    np.testing.assert_allclose(module.apply(variables, x_BTD), expected, atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32(stack):
+    model, variables, x_BTD = stack
+    half = conformer.ConformerStack(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    out = half.apply(variables, x_BTD, deterministic=True)
+    assert out.dtype == jnp.bfloat16
+    exact = model.apply(variables, x_BTD, deterministic=True)
+    assert float(jnp.abs(out.astype(jnp.float32) - exact).mean()) < 0.03
+
+
+def test_parameters_of_a_block():
+    d, f, w = 16, 24, 5
+    dense = math.prod
+    expected = (
+        2 * (dense((d, f)) + f + dense((f, d)) + d)  # two feed-forward halves
+        + 4 * (d * d + d)  # query, key, value, out
+        + (d * 2 * d + 2 * d) + (w * d + d) + (d * d + d)  # gate, depthwise, out
+        + 2 * d * 6  # LayerNorms: two, one, two, one
+    )  # fmt: skip
+    model = conformer.ConformerStack(dataclasses.replace(CONFIG, num_blocks=1))
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 4, d)), deterministic=True)
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "model_dim 16 over num_heads 3"),
+        ({"num_heads": 16}, "even number"),
+        ({"conv_kernel": 4}, "conv_kernel 4 must be odd"),
+        ({"num_blocks": 0}, "num_blocks 0"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"dtype": "float16"}, "float16"),
+    ],
+)
+def test_config_names_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
