@@ -116,3 +116,8 @@ $(STAGES): $(BUNDLE)/%.safetensors: $(RUN)/tokens/complete
 $(BUNDLE)/bundle.json: $(STAGES)
 	$(FIT) --gin_file=gin/train/mini/bundle.gin $(call bind,BUNDLE,$(BUNDLE)) \
 		$(call bind,NAME,$(NAME))
+
+# What a bundle achieves on held-out clips: make figures BUNDLE=gm-mini measures the bundled one.
+figures: setup-test $(CORPUS)/manifest.jsonl $(HELD_OUT)/manifest.jsonl  ## Measures a bundle and writes the README's figures
+	$(PY) musiclm.bin.figures --bundle $(BUNDLE) --train $(CORPUS) --held_out $(HELD_OUT) \
+		--out $(RUN)/figures --readme README.md

@@ -9,11 +9,19 @@ import numpy as np
 
 
 def recall_at_k(similarity_NM: np.ndarray, k: int) -> float:
-    """Share of queries whose own candidate is among the k most similar.
+    """Share of queries whose own candidate is among the k most similar; see `hits_at_k`."""
+    return float(np.mean(hits_at_k(similarity_NM, k)))
+
+
+def hits_at_k(similarity_NM: np.ndarray, k: int) -> np.ndarray:
+    """Whether each query's own candidate is among the k most similar, f64 [N].
 
     Args:
       similarity_NM: Higher is closer; candidate i belongs to query i, M ≥ N.
       k: At least 1.
+
+    Returns:
+      1 or 0; between them the probability where ties decide.
 
     Raises:
       ValueError: k is below 1, there are fewer candidates than queries, or a value is NaN.
@@ -22,7 +30,7 @@ def recall_at_k(similarity_NM: np.ndarray, k: int) -> float:
         raise ValueError(f"k is {k}; set it to 1 or more.")
     above_N, tied_N = _ahead(similarity_NM)
     # The own candidate stands anywhere in its group of ties with equal probability.
-    return float(np.mean(np.clip((k - above_N) / (tied_N + 1), 0.0, 1.0)))
+    return np.clip((k - above_N) / (tied_N + 1), 0.0, 1.0)
 
 
 def median_rank(similarity_NM: np.ndarray) -> float:
@@ -33,9 +41,14 @@ def median_rank(similarity_NM: np.ndarray) -> float:
 
 def mean_average_precision(similarity_NM: np.ndarray) -> float:
     """Mean of 1 / place of the own candidate: average precision with one right answer a query."""
+    return float(np.mean(average_precisions(similarity_NM)))
+
+
+def average_precisions(similarity_NM: np.ndarray) -> np.ndarray:
+    """1 / place of each query's own candidate, f64 [N]; where ties decide, its expectation."""
     above_N, tied_N = _ahead(similarity_NM)
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, similarity_NM.shape[1] + 1))])
-    return float(np.mean((harmonic[above_N + tied_N + 1] - harmonic[above_N]) / (tied_N + 1)))
+    return (harmonic[above_N + tied_N + 1] - harmonic[above_N]) / (tied_N + 1)
 
 
 def retrieval(text_ND: np.ndarray, audio_ND: np.ndarray, ks=(1, 5, 10)) -> dict[str, float]:

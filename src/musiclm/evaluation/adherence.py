@@ -1,0 +1,162 @@
+"""Whether a clip has what its prompt asks for, as heard by classifiers fitted on real renders only.
+
+Each real clip is learned from twice, once as it is and once degraded (low-pass, noise, μ-law, or
+the codec), so that a classifier listens to the music and not to the medium it comes through.
+
+N clips, T samples, D numbers of a description.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from musiclm.evaluation import descriptors
+
+QUESTIONS = ("instrument", "drums", "tempo")
+
+# One description of a clip: a vector for each question.
+Description = Mapping[str, np.ndarray]
+
+
+def answers(entry: Mapping[str, Any]) -> dict[str, str]:
+    """The true class of each question, from a clip's line in the manifest of "gm"."""
+    return {
+        "instrument": entry["instrument"],
+        "drums": "drums" if entry["drums"] else "no drums",
+        "tempo": entry["tempo"],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Fitted classifiers, one a question."""
+
+    classifiers: Mapping[str, ClassifierMixin]
+
+    def answer(self, descriptions: Sequence[Description]) -> dict[str, np.ndarray]:
+        """The class that each clip is heard as: by question, str [N]."""
+        return {
+            question: classifier.predict(_stack(descriptions, question))
+            for question, classifier in self.classifiers.items()
+        }
+
+    def right(
+        self, descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]
+    ) -> dict[str, np.ndarray]:
+        """Whether each clip is heard as what it should be: by question, f64 [N] of 1 and 0.
+
+        Args:
+          descriptions: of the clips, see `descriptors.describe`.
+          truths: what each should be, see `answers`.
+        """
+        heard = self.answer(descriptions)
+        return {
+            question: (heard[question] == np.array([truth[question] for truth in truths])).astype(
+                np.float64
+            )
+            for question in heard
+        }
+
+
+def fit(descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]) -> Judge:
+    """Fits a support vector machine to each question.
+
+    Args:
+      descriptions: of real clips, see `descriptors.describe`.
+      truths: their true classes, see `answers`.
+
+    Raises:
+      ValueError: the numbers of both differ, or a question has a single class.
+    """
+    if len(descriptions) != len(truths):
+        raise ValueError(f"{len(descriptions)} descriptions and {len(truths)} truths: pair them")
+    classifiers = {}
+    for question in QUESTIONS:
+        truth_N = np.array([truth[question] for truth in truths])
+        # Balanced: a class that the corpus happens to have more of is no likelier an answer.
+        machine = make_pipeline(StandardScaler(), SVC(C=3.0, class_weight="balanced"))
+        classifiers[question] = machine.fit(_stack(descriptions, question), truth_N)
+    return Judge(classifiers)
+
+
+def fit_on_clips(
+    clips: Iterable[tuple[np.ndarray, Mapping[str, str]]],
+    sample_rate: int,
+    *,
+    codec: Callable[[np.ndarray], np.ndarray] | None = None,
+    seed: int = 0,
+) -> Judge:
+    """Fits on real clips, each as it is and degraded.
+
+    Args:
+      clips: f32 waveforms [T] with their true classes.
+      sample_rate: of the waveforms, in Hz.
+      codec: a round trip, [B, T] to [B, T]; a quarter of the clips go through it.
+      seed: of the degradations.
+    """
+    rng = np.random.default_rng(seed)
+    descriptions, truths = [], []
+    for waveform_T, truth in clips:
+        degraded_T = degrade(waveform_T, sample_rate, rng, codec)
+        for heard_T in (waveform_T, degraded_T):
+            descriptions.append(descriptors.describe(heard_T, sample_rate))
+            truths.append(truth)
+    return fit(descriptions, truths)
+
+
+def degrade(
+    waveform_T: np.ndarray,
+    sample_rate: int,
+    rng: np.random.Generator,
+    codec: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Sends a clip through one of several poor channels at random.
+
+    Args:
+      waveform_T: f32.
+      sample_rate: Hz.
+      rng: decides which channel, and how poor it is.
+      codec: one more channel, a round trip [B, T] to [B, T].
+    """
+    channel = rng.choice(["low-pass", "noise", "mu-law", *(["codec"] if codec else [])])
+    if channel == "low-pass":
+        return low_pass(waveform_T, sample_rate, rng.uniform(2500.0, 7000.0))
+    if channel == "noise":
+        return add_noise(waveform_T, rng.uniform(15.0, 40.0), rng)
+    if channel == "mu-law":
+        return mu_law(waveform_T, int(rng.integers(5, 9)))
+    return codec(waveform_T[None])[0]
+
+
+def low_pass(waveform_T: np.ndarray, sample_rate: int, cutoff: float) -> np.ndarray:
+    """Takes off what is above a frequency in Hz, over a tenth of an octave."""
+    frequency_F = np.fft.rfftfreq(len(waveform_T), 1 / sample_rate)
+    octaves_F = np.log2(np.maximum(frequency_F, 1e-3) / cutoff)
+    gain_F = np.clip(1 - 10 * octaves_F, 0.0, 1.0)
+    return np.fft.irfft(np.fft.rfft(waveform_T) * gain_F, len(waveform_T)).astype(np.float32)
+
+
+def add_noise(waveform_T: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Adds white noise, so many dB below the clip."""
+    level = np.sqrt(np.mean(waveform_T**2)) * 10 ** (-snr_db / 20)
+    noise_T = level * rng.standard_normal(len(waveform_T))
+    return (waveform_T + noise_T).astype(np.float32)
+
+
+def mu_law(waveform_T: np.ndarray, bits: int) -> np.ndarray:
+    """Rounds to so many bits on the μ-law scale (μ = 255), relative to the peak."""
+    peak = np.abs(waveform_T).max() + 1e-9
+    steps = 2 ** (bits - 1) - 1
+    folded_T = np.log1p(255 * np.abs(waveform_T) / peak) / np.log(256)
+    level_T = np.round(folded_T * steps) / steps
+    return (np.sign(waveform_T) * np.expm1(level_T * np.log(256)) / 255 * peak).astype(np.float32)
+
+
+def _stack(descriptions: Sequence[Description], question: str) -> np.ndarray:
+    return np.stack([description[question] for description in descriptions])

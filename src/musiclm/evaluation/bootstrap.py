@@ -1,0 +1,48 @@
+"""Bootstrap intervals: how far a figure would move with other clips of the same kind.
+
+N: items, R: resamples.
+"""
+
+import dataclasses
+
+import numpy as np
+
+_RESAMPLES = 4000
+_BLOCK = 250  # resamples at a time: indices of 250 × N are small whatever R is
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval: `value`, from `low` to `high`, over `n` items."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def mean(values_N: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean of independent items and its percentile bootstrap interval.
+
+    Args:
+      values_N: one figure an item, such as 1 and 0 for right and wrong.
+      level: how often the interval shall cover the true mean.
+      seed: of the resampling; the same values and seed give the same interval.
+
+    Raises:
+      ValueError: there is no item, a value is not finite, or the level is not within (0, 1).
+    """
+    values_N = np.asarray(values_N, np.float64)
+    if values_N.ndim != 1 or not len(values_N) or not np.isfinite(values_N).all():
+        raise ValueError(f"values of shape {values_N.shape}: give one finite number an item")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: give a probability between 0 and 1")
+    rng = np.random.default_rng(seed)
+    means_R = np.concatenate(
+        [
+            values_N[rng.integers(len(values_N), size=(_BLOCK, len(values_N)))].mean(axis=1)
+            for _ in range(_RESAMPLES // _BLOCK)
+        ]
+    )
+    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(values_N.mean()), float(low), float(high), len(values_N))

@@ -1,0 +1,167 @@
+"""What a clip sounds like in numbers, without any trained weights.
+
+All are blind to loudness, and to what lies 60 dB below the loudest moments, so that codec noise in
+silence counts for nothing.
+
+T samples, N frames, F frequency bins, M mel bands, D numbers.
+"""
+
+import itertools
+
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+
+from musiclm import audio
+
+SAMPLE_RATE = 16_000  # Hz; others are brought to it
+_WINDOW, _HOP = 1024, 256  # 64 ms, 16 ms
+_FRAME_RATE = SAMPLE_RATE / _HOP
+_NUM_MELS = 64
+_RANGE_DB = 60.0
+_NUM_CEPSTRA = 20
+# Edges in mel bands: low and high, and what cymbals fill alone.
+_RHYTHM_BANDS = ((0, 10), (10, 26), (26, 44), (44, 64), (0, 64))
+_DRUM_BANDS = ((0, 6), (6, 16), (16, 32), (32, 48), (48, 56), (56, 64))
+# Beats and their divisions: 0.45 to 13 a second, 24 steps an octave.
+_PULSE_RATES = np.geomspace(0.45, 13.0, 117)
+# Edges in bins of 15.6 Hz: octaves from 200 Hz, halved from 2 kHz on.
+_CONTRAST_EDGES = (0, 13, 26, 51, 77, 128, 192, 256, 384, 512)
+# Semitones between partials, among them the octave (12), the twelfth (19) and their neighbours.
+_PARTIAL_LAGS = (
+    0.33, 0.67, 1, 1.33, 2, 4, 6, 7, 8, 9, 10, 11, 11.33, 11.67, 12, 12.33, 12.67, 13,
+    14, 16, 18, 19, 20, 24, 26, 28, 30, 31, 32, 33.67, 34, 36,
+)  # fmt: skip
+
+
+def describe(waveform_T: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
+    """Describes a clip for each of the questions that `adherence` asks.
+
+    Args:
+      waveform_T: f32, two seconds or more.
+      sample_rate: Hz.
+
+    Returns:
+      "instrument", "drums" and "tempo": f32 vectors, of one length for every clip.
+
+    Raises:
+      ValueError: the clip is too short, or holds NaN or infinities.
+    """
+    samples_T = audio.resample(np.asarray(waveform_T, np.float32), sample_rate, SAMPLE_RATE)
+    if samples_T.ndim != 1 or len(samples_T) < 2 * SAMPLE_RATE or not np.isfinite(samples_T).all():
+        raise ValueError(
+            f"a clip of shape {samples_T.shape} at {SAMPLE_RATE} Hz: give two seconds or more of "
+            "finite mono samples"
+        )
+    magnitude_NF = _magnitude(samples_T, _WINDOW, _HOP)
+    filters_FM = audio.mel_filters(_NUM_MELS, _WINDOW, SAMPLE_RATE, 40.0)
+    decibels_NM = _decibels(magnitude_NF @ filters_FM)
+    vectors = {
+        "instrument": [
+            _statistics(scipy.fft.dct(decibels_NM, axis=1, norm="ortho")[:, :_NUM_CEPSTRA]),
+            _contrast(_decibels(magnitude_NF)),
+            _partials(samples_T),
+        ],
+        "drums": [_hits(decibels_NM), _noisiness(magnitude_NF)],
+        "tempo": [_pulses(decibels_NM)],
+    }
+    return {name: np.concatenate(parts).astype(np.float32) for name, parts in vectors.items()}
+
+
+def _magnitude(samples_T: np.ndarray, window: int, hop: int) -> np.ndarray:
+    """Spectral magnitudes, f32 [T // hop, window // 2 + 1]."""
+    left = (window - hop) // 2
+    padded = np.pad(samples_T, (left, window - hop - left))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
+    return np.abs(scipy.fft.rfft(frames[: len(samples_T) // hop] * audio.hann(window), axis=1))
+
+
+def _decibels(magnitude_NX: np.ndarray) -> np.ndarray:
+    """dB above a floor `_RANGE_DB` below the loudest frames (their 95th percentile)."""
+    loudest = np.quantile(magnitude_NX.max(axis=1), 0.95) + 1e-9
+    return np.maximum(20 * np.log10(np.maximum(magnitude_NX / loudest, 1e-9)) + _RANGE_DB, 0.0)
+
+
+def _statistics(values_ND: np.ndarray) -> np.ndarray:
+    """Mean, spread, median and outer deciles over time, and the spread of changes."""
+    change_ND = values_ND[2:] - values_ND[:-2]
+    deciles = np.quantile(values_ND, (0.1, 0.5, 0.9), axis=0).ravel()
+    return np.concatenate([values_ND.mean(0), values_ND.std(0), change_ND.std(0), deciles])
+
+
+def _contrast(decibels_NF: np.ndarray) -> np.ndarray:
+    """How far partials stand out of what is between them, by frequency band."""
+    numbers = []
+    for low, high in itertools.pairwise(_CONTRAST_EDGES):
+        band_NF = decibels_NF[:, low:high]
+        valley_N, peak_N = np.quantile(band_NF, (0.1, 0.9), axis=1)
+        power_N = np.log10((10 ** (band_NF / 10)).mean(axis=1))
+        flatness = (band_NF.mean(axis=1) - 10 * power_N).mean()
+        numbers += [(peak_N - valley_N).mean(), (peak_N - valley_N).std(), flatness]
+    return np.array(numbers)
+
+
+def _partials(samples_T: np.ndarray) -> np.ndarray:
+    """Autocorrelation of the spectrum along pitch: which partials a note has, at any key."""
+    window, steps = 4096, 36  # steps an octave
+    decibels_NF = _decibels(_magnitude(samples_T, window, window // 2))
+    pitch = 60.0 * 2 ** (np.arange(7 * steps) / steps)
+    position = pitch * window / SAMPLE_RATE
+    below = position.astype(int)
+    rise = (position - below).astype(np.float32)
+    along_NP = decibels_NF[:, below] * (1 - rise) + decibels_NF[:, below + 1] * rise
+    peaks_NP = np.maximum(along_NP - scipy.ndimage.uniform_filter1d(along_NP, steps, axis=1), 0.0)
+    power_P = (np.abs(scipy.fft.rfft(peaks_NP, 2 * peaks_NP.shape[1], axis=1)) ** 2).mean(axis=0)
+    correlation_P = scipy.fft.irfft(power_P)
+    lags = np.round(np.array(_PARTIAL_LAGS) * steps / 12).astype(int)
+    return correlation_P[lags] / (correlation_P[0] + 1e-9)
+
+
+def _onsets(decibels_NM: np.ndarray, bands) -> np.ndarray:
+    """How much louder each band has become since two frames before, [N - 2, bands]."""
+    rise_NM = np.maximum(decibels_NM[2:] - decibels_NM[:-2], 0.0)
+    return np.stack([rise_NM[:, low:high].mean(axis=1) for low, high in bands], axis=1)
+
+
+def _hits(decibels_NM: np.ndarray) -> np.ndarray:
+    """Short events by band: drums strike all of them, and the highest with nothing below."""
+    held_NM = scipy.ndimage.median_filter(decibels_NM, size=(15, 1), mode="nearest")
+    struck_NM = decibels_NM - held_NM
+    struck_NB = np.stack([struck_NM[:, low:high].mean(axis=1) for low, high in _DRUM_BANDS], axis=1)
+    onset_NB = _onsets(decibels_NM, _DRUM_BANDS)
+    quantiles = (0.1, 0.5, 0.8, 0.9, 0.95, 0.99)
+    return np.concatenate(
+        [
+            np.quantile(struck_NB, quantiles, axis=0).ravel(),
+            np.quantile(onset_NB, quantiles[1:], axis=0).ravel(),
+            onset_NB.mean(axis=0),
+            onset_NB.std(axis=0),
+            scipy.fft.dct(struck_NM, axis=1, norm="ortho")[:, :_NUM_CEPSTRA].std(axis=0),
+        ]
+    )
+
+
+def _noisiness(magnitude_NF: np.ndarray) -> np.ndarray:
+    """Deciles over time of spectral flatness above 2 kHz, by band; noise is flat, notes are not."""
+    power_NF = magnitude_NF**2 + 1e-10
+    numbers = []
+    for low, high in ((128, 256), (256, 384), (384, 512)):
+        band_NF = power_NF[:, low:high]
+        flatness_N = np.log(band_NF).mean(axis=1) - np.log(band_NF.mean(axis=1))
+        numbers.append(np.quantile(flatness_N, (0.1, 0.5, 0.9, 0.95)))
+    return np.concatenate(numbers)
+
+
+def _pulses(decibels_NM: np.ndarray) -> np.ndarray:
+    """Fourier tempogram of the whole clip: how strongly onsets recur at each rate, by band."""
+    onset_NB = _onsets(decibels_NM, _RHYTHM_BANDS)
+    # Only what stands out of its second counts: a loud bar must not drown the rest.
+    local_NB = scipy.ndimage.uniform_filter1d(onset_NB, round(_FRAME_RATE), axis=0)
+    onset_NB = np.maximum(onset_NB - local_NB, 0.0)
+    size = 4096
+    strength_RB = np.abs(scipy.fft.rfft(onset_NB - onset_NB.mean(axis=0), size, axis=0))
+    strength_RB /= strength_RB[: int(16 * size / _FRAME_RATE)].mean(axis=0) + 1e-9
+    position = _PULSE_RATES * size / _FRAME_RATE
+    below = position.astype(int)
+    rise = (position - below)[:, None]
+    return np.sqrt(strength_RB[below] * (1 - rise) + strength_RB[below + 1] * rise).ravel()

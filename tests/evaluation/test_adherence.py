@@ -1,0 +1,127 @@
+"""The judge on synthetic music: plucks of two timbres, with or without noise hits, at three tempi.
+
+The real corpus needs a soundfont; what is tested here is that each question is answered by what it
+asks for, through loudness changes and poor channels.
+"""
+
+import numpy as np
+import pytest
+
+from musiclm.evaluation import adherence, descriptors
+
+RATE = 16_000
+BPM = {"slow": (62, 82), "medium": (98, 122), "fast": (140, 178)}
+PARTIALS = {"dull": (1.0, 0.2), "bright": (1.0, 0.1, 0.8, 0.1, 0.6, 0.05, 0.5, 0.02, 0.4)}
+
+
+def _clip(rng, seconds=5.0):
+    """A clip and its true classes."""
+    truth = {
+        "instrument": str(rng.choice(list(PARTIALS))),
+        "drums": str(rng.choice(["drums", "no drums"])),
+        "tempo": str(rng.choice(list(BPM))),
+    }
+    beat = 60 / rng.uniform(*BPM[truth["tempo"]])
+    waveform_T = np.zeros(round(seconds * RATE))
+    for onset in np.arange(rng.uniform(0, beat), seconds - 0.1, beat):
+        time_T = np.arange(len(waveform_T) - round(onset * RATE)) / RATE
+        frequency = 220 * 2 ** (rng.integers(24) / 12)
+        note_T = sum(
+            gain * np.sin(2 * np.pi * frequency * (k + 1) * time_T)
+            for k, gain in enumerate(PARTIALS[truth["instrument"]])
+        ) * np.exp(-time_T / 0.3)
+        if truth["drums"] == "drums":
+            note_T = note_T + rng.standard_normal(len(time_T)) * np.exp(-time_T / 0.03)
+        waveform_T[-len(time_T) :] += note_T
+    return (0.5 * waveform_T / np.abs(waveform_T).max()).astype(np.float32), truth
+
+
+@pytest.fixture(scope="module")
+def judge():
+    rng = np.random.default_rng(0)
+    return adherence.fit_on_clips((_clip(rng) for _ in range(90)), RATE)
+
+
+@pytest.mark.parametrize("channel", ["as it is", "quiet", "low-pass", "noise", "mu-law"])
+def test_classes_are_told_apart_through_every_channel(judge, channel):
+    rng = np.random.default_rng(1)
+    clips = [_clip(rng) for _ in range(24)]
+    through = {
+        "as it is": lambda x: x,
+        "quiet": lambda x: x / 30,
+        "low-pass": lambda x: adherence.low_pass(x, RATE, 4_000.0),
+        "noise": lambda x: adherence.add_noise(x, 25.0, rng),
+        "mu-law": lambda x: adherence.mu_law(x, 7),
+    }[channel]
+    described = [descriptors.describe(through(waveform_T), RATE) for waveform_T, _ in clips]
+    right = judge.right(described, [truth for _, truth in clips])
+    assert right["instrument"].mean() >= 0.9
+    assert right["drums"].mean() >= 0.9
+    assert right["tempo"].mean() >= 0.8
+
+
+def test_fitting_twice_gives_the_same_answers():
+    def fitted():
+        rng = np.random.default_rng(3)
+        return adherence.fit_on_clips((_clip(rng, 2.5) for _ in range(20)), RATE)
+
+    rng = np.random.default_rng(4)
+    described = [descriptors.describe(_clip(rng, 2.5)[0], RATE) for _ in range(10)]
+    one, other = fitted().answer(described), fitted().answer(described)
+    assert all((one[question] == other[question]).all() for question in adherence.QUESTIONS)
+
+
+def test_the_codec_is_one_of_the_channels():
+    calls = []
+
+    def codec(waveform_BT):
+        calls.append(waveform_BT.shape)
+        return 0 * waveform_BT
+
+    rng = np.random.default_rng(0)
+    ones_T = np.ones(100, np.float32)
+    silent = [not adherence.degrade(ones_T, RATE, rng, codec).any() for _ in range(200)]
+    assert calls == [(1, 100)] * sum(silent)
+    assert 30 <= sum(silent) <= 70
+
+
+def test_low_pass_keeps_what_is_below_and_takes_what_is_above():
+    time_T = np.arange(RATE) / RATE
+    low_T, high_T = (np.sin(2 * np.pi * f * time_T).astype(np.float32) for f in (500, 6_000))
+    np.testing.assert_allclose(adherence.low_pass(low_T + high_T, RATE, 3_000), low_T, atol=1e-4)
+
+
+def test_noise_has_the_level_that_was_asked_for():
+    rng = np.random.default_rng(0)
+    clip_T = rng.standard_normal(RATE).astype(np.float32)
+    noise_T = adherence.add_noise(clip_T, 20.0, rng) - clip_T
+    assert 20 * np.log10(clip_T.std() / noise_T.std()) == pytest.approx(20, abs=0.2)
+
+
+def test_mu_law_rounds_more_with_fewer_bits():
+    clip_T = 0.2 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    errors = [np.abs(adherence.mu_law(clip_T, bits) - clip_T).mean() for bits in (4, 6, 8, 10)]
+    assert (np.diff(errors) < 0).all()
+    assert errors[-1] < 0.002
+
+
+def test_descriptions_have_one_length_at_any_rate():
+    rng = np.random.default_rng(0)
+    one = descriptors.describe(_clip(rng)[0], RATE)
+    other = descriptors.describe(rng.standard_normal(24_000 * 4).astype(np.float32), 24_000)
+    assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in other.items()}
+    assert all(np.isfinite(vector).all() for vector in (*one.values(), *other.values()))
+
+
+def test_silence_is_described_and_nan_is_refused():
+    assert all(np.isfinite(v).all() for v in descriptors.describe(np.zeros(40_000), RATE).values())
+    with pytest.raises(ValueError, match="finite mono samples"):
+        descriptors.describe(np.full(40_000, np.nan), RATE)
+    with pytest.raises(ValueError, match="two seconds"):
+        descriptors.describe(np.zeros(10), RATE)
+
+
+def test_answers_are_read_from_the_manifest():
+    entry = {"instrument": "flute", "drums": False, "tempo": "slow", "bpm": 70}
+    expected = {"instrument": "flute", "drums": "no drums", "tempo": "slow"}
+    assert adherence.answers(entry) == expected

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from musiclm.evaluation import bootstrap
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        estimate = bootstrap.mean((rng.random(80) < 0.7).astype(float))
+        covered.append(estimate.low <= 0.7 <= estimate.high)
+    assert 0.89 <= np.mean(covered) <= 0.99
+
+
+def test_the_interval_is_the_normal_one_for_many_items():
+    values_N = np.random.default_rng(1).normal(3.0, 2.0, 2_000)
+    estimate = bootstrap.mean(values_N)
+    half = 1.96 * values_N.std() / np.sqrt(len(values_N))
+    assert estimate.value == pytest.approx(values_N.mean())
+    assert estimate.high - estimate.value == pytest.approx(half, rel=0.1)
+    assert estimate.value - estimate.low == pytest.approx(half, rel=0.1)
+    assert estimate.n == 2_000
+
+
+def test_the_same_values_give_the_same_interval():
+    values_N = np.random.default_rng(2).random(30)
+    assert bootstrap.mean(values_N) == bootstrap.mean(values_N)
+    assert bootstrap.mean(values_N, seed=1) != bootstrap.mean(values_N)
+
+
+def test_equal_values_have_an_interval_without_width():
+    assert bootstrap.mean(np.ones(9)) == bootstrap.Estimate(1.0, 1.0, 1.0, 9)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan], [[1.0]]])
+def test_no_interval_of_what_is_no_sample(values):
+    with pytest.raises(ValueError, match="one finite number an item"):
+        bootstrap.mean(np.array(values))
+
+
+def test_the_level_is_a_probability():
+    with pytest.raises(ValueError, match="level is 95"):
+        bootstrap.mean(np.ones(3), level=95)
