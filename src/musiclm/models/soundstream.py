@@ -193,7 +193,7 @@ class Encoder(nn.Module):
         width = config.encoder_channels
         x = conv.CausalConv(
             width, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            dtype=config.dtype, name="stem",
+            kernel_init=_waveform_init(config), dtype=config.dtype, name="stem",
         )(waveform_BT[..., None])  # fmt: skip
         for block, stride in enumerate(config.strides):
             for unit, dilation in enumerate(config.dilations):
@@ -229,9 +229,14 @@ class Decoder(nn.Module):
                 )(x)
         x = conv.CausalTransposedConv(
             1, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            dtype=config.dtype, name="head",
+            kernel_init=_waveform_init(config), dtype=config.dtype, name="head",
         )(nn.elu(x))  # fmt: skip
         return x[..., 0].astype(jnp.float32)
+
+
+def _waveform_init(config: SoundStreamConfig) -> nn.initializers.Initializer:
+    """Seven taps are no filter bank; the long filters of a strided first or last layer are."""
+    return nn.initializers.lecun_normal() if config.stem_stride == 1 else conv.filterbank_init
 
 
 class ResidualUnit(nn.Module):

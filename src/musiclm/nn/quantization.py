@@ -8,6 +8,8 @@ Shape legend: N vectors, D dimension, Q levels, K entries a codebook, B batch, T
 `...` stands for any leading dimensions.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ def _nearest(codebook_KD: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.argmax(x @ codebook_KD.T - half_norms_K, axis=-1).astype(jnp.int32)
 
 
+@jax.jit
 def rvq_residuals(codebooks_QKD: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Quantises level by level and keeps what each level saw.
 
@@ -53,6 +56,7 @@ def rvq_encode(codebooks_QKD: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.moveaxis(codes, 0, -1)
 
 
+@jax.jit
 def rvq_decode(codebooks_QKD: jax.Array, codes: jax.Array) -> jax.Array:
     """Vectors `[..., D]` of codes `[..., Q']`; Q' ≤ Q decodes from the first levels alone."""
     levels = jnp.arange(codes.shape[-1])
@@ -72,6 +76,9 @@ class CodebookStats:
     sums_QKD: jax.Array
 
 
+@functools.partial(
+    jax.jit, static_argnames=("num_codebooks", "codebook_size", "num_iters", "batch_vectors")
+)
 def init_codebooks(
     key: jax.Array, x_ND: jax.Array, *, num_codebooks: int, codebook_size: int, num_iters: int,
     batch_vectors: int | None = None,
@@ -154,6 +161,9 @@ def perplexity(counts_QK: jax.Array) -> jax.Array:
     return jnp.exp(-jnp.sum(p_QK * jnp.log(jnp.maximum(p_QK, 1e-12)), axis=-1))
 
 
+@functools.partial(
+    jax.jit, static_argnames=("num_codebooks", "codebook_size", "num_iters", "ema_decay")
+)
 def fit_rvq(
     key: jax.Array, x_ND: jax.Array, *, num_codebooks: int, codebook_size: int, num_iters: int,
     ema_decay: float = 0.95,
