@@ -75,7 +75,7 @@ class TokenLMTask:
             return self._score(logits_BTQK, ids_BS)
 
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = jnp.asarray(self.optimizer.rate(state.step), jnp.float32)
         return state.apply_gradients(gradients, self.optimizer.make()), metrics
 

@@ -1,0 +1,134 @@
+"""Training of a stage: it learns what it is shown, from its condition, on its target."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from musiclm.models.token_lm import TokenLM, TokenLMConfig
+from musiclm.nn.transformer import TransformerConfig
+from musiclm.token_spec import TokenSpec
+from musiclm.tokens.layout import StageLayout
+from musiclm.training import optim
+from musiclm.training.token_lm import TokenLMTask
+
+CODES = 8
+SPEC = TokenSpec(
+    num_acoustic_codebooks=3,
+    acoustic_codebook_size=CODES,
+    num_coarse_codebooks=2,
+    semantic_vocab_size=CODES,
+    num_mulan_codebooks=1,
+    mulan_codebook_size=CODES,
+    semantic_window_seconds=0.4,
+    coarse_window_seconds=0.24,
+    fine_window_seconds=0.1,
+)
+STEPS = 240
+
+
+def task(**kwargs):
+    config = TokenLMConfig(
+        layout=StageLayout.coarse(SPEC),
+        transformer=TransformerConfig(
+            num_layers=2,
+            model_dim=32,
+            num_heads=2,
+            head_dim=16,
+            mlp_dim=64,
+            dropout=0.0,
+            remat=False,
+        ),
+        time_embedding=True,
+    )
+    optimizer = optim.OptimizerConfig(learning_rate=1e-2, warmup_steps=20, total_steps=STEPS)
+    return TokenLMTask(config=config, optimizer=optimizer, **kwargs)
+
+
+def batch(seed, rows=32):
+    """Random conditions; both acoustic levels follow from them and from nothing else."""
+    rng = np.random.default_rng(seed)
+    mulan, semantic = rng.integers(0, CODES, (rows, 1)), rng.integers(0, CODES, (rows, 6))
+    first = np.repeat(semantic, 2, axis=1)
+    acoustic = np.stack([first, (first + mulan) % CODES], axis=-1)
+    codes = {"mulan": mulan, "semantic": semantic, "acoustic": acoustic}
+    return {name: array.astype(np.int32) for name, array in codes.items()}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    lm = task()
+    state = jax.jit(lm.init)(jax.random.key(0), batch(0))
+    step = jax.jit(lm.step, donate_argnums=0)
+    evaluate = jax.jit(lm.evaluate)
+    before = evaluate(state, batch(10**6), jax.random.key(0))
+    for i in range(STEPS):
+        state, metrics = step(state, batch(i), jax.random.key(i))
+    after = evaluate(state, batch(10**6), jax.random.key(0))
+    return lm, state, evaluate, before, after, metrics
+
+
+def test_learns_the_target_from_its_condition(trained):
+    _, state, _, before, after, metrics = trained
+    assert int(state.step) == STEPS
+    assert before["loss"] == pytest.approx(math.log(CODES), rel=0.05)
+    assert after["loss"] < 0.3 * before["loss"]
+    assert after["accuracy"] > 0.85
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["learning_rate"] < 1e-3
+
+
+def test_metrics_name_the_codecs_levels(trained):
+    *_, after, metrics = trained
+    for name in ("loss_level_0", "loss_level_1", "accuracy_level_0", "accuracy_level_1"):
+        assert name in metrics
+    levels = [float(after[f"loss_level_{level}"]) for level in range(2)]
+    assert float(after["loss"]) == pytest.approx(np.mean(levels), rel=1e-5)
+
+
+def test_a_wrong_condition_costs(trained):
+    _, state, evaluate, _, after, _ = trained
+    wrong = batch(10**6)
+    wrong["semantic"] = np.roll(wrong["semantic"], 1, axis=0)
+    assert evaluate(state, wrong, jax.random.key(0))["loss"] > 2 * after["loss"] + 1
+
+
+def test_loss_is_on_the_target_alone(trained):
+    lm, state, evaluate, *_ = trained
+    codes = batch(3)
+    ids = lm.config.layout.flatten(codes)
+    logits = jax.jit(TokenLM(lm.config).apply)({"params": state.params}, ids)
+    logits = np.asarray(logits, np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log_probs, codes["acoustic"][..., :2, None], axis=-1)
+    loss = evaluate(state, codes, jax.random.key(0))["loss"]
+    assert float(loss) == pytest.approx(-chosen.mean(), rel=1e-4)
+
+
+def test_condition_dropout_hides_the_condition_in_training(trained):
+    lm, state, evaluate, *_ = trained
+    blind = dataclasses.replace(lm, condition_dropout=0.9)
+    _, metrics = jax.jit(blind.step)(state, batch(10**6), jax.random.key(0))
+    held_out = evaluate(state, batch(10**6), jax.random.key(0))
+    assert metrics["loss"] > 5 * held_out["loss"]
+
+
+def test_health_knows_guessing(trained):
+    lm, _, _, before, after, _ = trained
+    (check,) = lm.health()
+    assert check.breached(float(before["loss"]))
+    assert not check.breached(float(after["loss"]))
+
+
+def test_export_is_what_the_sampler_takes(trained):
+    lm, state, *_ = trained
+    config, variables = lm.export(state)
+    assert config == lm.config
+    assert variables.keys() == {"params"}
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="condition_dropout"):
+        dataclasses.replace(task(), condition_dropout=1.0)
