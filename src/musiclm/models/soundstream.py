@@ -193,7 +193,7 @@ class Encoder(nn.Module):
         width = config.encoder_channels
         x = conv.CausalConv(
             width, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            kernel_init=_waveform_init(config), dtype=config.dtype, name="stem",
+            dtype=config.dtype, name="stem",
         )(waveform_BT[..., None])  # fmt: skip
         for block, stride in enumerate(config.strides):
             for unit, dilation in enumerate(config.dilations):
@@ -229,14 +229,9 @@ class Decoder(nn.Module):
                 )(x)
         x = conv.CausalTransposedConv(
             1, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            kernel_init=_waveform_init(config), dtype=config.dtype, name="head",
+            dtype=config.dtype, name="head",
         )(nn.elu(x))  # fmt: skip
         return x[..., 0].astype(jnp.float32)
-
-
-def _waveform_init(config: SoundStreamConfig) -> nn.initializers.Initializer:
-    """Seven taps are no filter bank; the long filters of a strided first or last layer are."""
-    return nn.initializers.lecun_normal() if config.stem_stride == 1 else conv.filterbank_init
 
 
 class ResidualUnit(nn.Module):
@@ -250,9 +245,12 @@ class ResidualUnit(nn.Module):
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         width = x_BTC.shape[-1]
         h = conv.CausalConv(
-            width // 2, self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="dilated"
-        )(nn.elu(x_BTC))
-        return x_BTC + conv.CausalConv(width, 1, dtype=self.dtype, name="out")(nn.elu(h))
+            width // 2, self.kernel_size, dilation=self.dilation,
+            kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype, name="dilated",
+        )(nn.elu(x_BTC))  # fmt: skip
+        return x_BTC + conv.CausalConv(
+            width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out"
+        )(nn.elu(h))
 
 
 class DenoiseFilm(nn.Module):

@@ -65,27 +65,30 @@ def causal_transposed_conv(x_BTC: jax.Array, kernel_KIO: jax.Array, stride: int)
     return causal_conv(x_BTC, kernel).reshape(batch, length * stride, num_out)
 
 
-def filterbank_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Initial kernel `[K, I, O]` of windowed cosines and sines, evenly spaced in frequency.
+def isometric_init(stride: int, *, transposed: bool = False) -> nn.initializers.Initializer:
+    """Initial kernels `[K, I, O]` that keep lengths: an orthogonal matrix on the newest taps.
 
-    For a layer between a waveform (the side of one channel) and many channels at a lower rate:
-    one sine leaves it in few channels, and a quiet band next to a loud one stays quiet, which
-    random filters take thousands of steps to learn. Every filter has norm 1, shuffled by `key`.
-
-    Raises:
-      ValueError: neither side has one channel.
+    A strided layer maps each hop, S·I numbers, to O; a transposed one maps I numbers to a hop. The
+    other taps start at zero and are learned. With residual branches that start at zero, and
+    activations near zero, where ELU is the identity, a codec starts out as a projection and its
+    transpose: it learns in hundreds of steps what variance-preserving noise needs thousands for.
     """
-    width, num_in, num_out = shape
-    if 1 not in (num_in, num_out):
-        raise ValueError(f"filterbank_init makes kernels of a waveform, not of shape {shape}.")
-    num_filters = num_in * num_out
-    band_F = (jnp.arange(num_filters) // 2 + 0.5) / ((num_filters + 1) // 2)
-    quadrature_F = 0.5 * jnp.pi * (jnp.arange(num_filters) % 2)
-    time_K1 = jnp.arange(width)[:, None] + 0.5
-    window_K1 = jnp.sin(jnp.pi * time_K1 / width) ** 2
-    filters_KF = window_K1 * jnp.cos(jnp.pi * band_F * time_K1 + quadrature_F)
-    filters_KF = filters_KF / jnp.linalg.norm(filters_KF, axis=0)
-    return jax.random.permutation(key, filters_KF, axis=1).reshape(shape).astype(dtype)
+    orthogonal = nn.initializers.orthogonal()
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        width, num_in, num_out = shape
+        kernel_KIO = jnp.zeros(shape, dtype)
+        if transposed:
+            hop_ISO = orthogonal(key, (num_in, stride * num_out), dtype).reshape(
+                num_in, stride, num_out
+            )
+            return kernel_KIO.at[:stride].set(hop_ISO.swapaxes(0, 1))
+        hop_SIO = orthogonal(key, (stride * num_in, num_out), dtype).reshape(
+            stride, num_in, num_out
+        )
+        return kernel_KIO.at[width - stride :].set(hop_SIO)
+
+    return init
 
 
 class CausalConv(nn.Module):
@@ -96,7 +99,7 @@ class CausalConv(nn.Module):
       kernel_size: taps; a multiple of `stride` when `stride` > 1.
       stride: input frames an output frame.
       dilation: distance of the taps; only with stride 1.
-      kernel_init: of the kernel `[K, I, O]`.
+      kernel_init: of the kernel `[K, I, O]`; `isometric_init` when None.
       dtype: type to compute in; parameters stay float32.
     """
 
@@ -104,13 +107,13 @@ class CausalConv(nn.Module):
     kernel_size: int
     stride: int = 1
     dilation: int = 1
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         shape = (self.kernel_size, x_BTC.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init or isometric_init(self.stride), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x_BTC, kernel, bias = (a.astype(self.dtype) for a in (x_BTC, kernel, bias))
         if self.stride == 1:
@@ -125,24 +128,18 @@ class CausalTransposedConv(nn.Module):
       features: output channels.
       kernel_size: taps, a multiple of `stride`.
       stride: output frames an input frame.
-      kernel_init: of the kernel `[K, I, O]`; None keeps the variance, given that an output sums
-        K / stride taps and not K.
       dtype: type to compute in; parameters stay float32.
     """
 
     features: int
     kernel_size: int
     stride: int
-    kernel_init: nn.initializers.Initializer | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         shape = (self.kernel_size, x_BTC.shape[-1], self.features)
-        init = self.kernel_init or nn.initializers.variance_scaling(
-            float(self.stride), "fan_in", "truncated_normal"
-        )
-        kernel = self.param("kernel", init, shape)
+        kernel = self.param("kernel", isometric_init(self.stride, transposed=True), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x_BTC, kernel, bias = (a.astype(self.dtype) for a in (x_BTC, kernel, bias))
         return causal_transposed_conv(x_BTC, kernel, self.stride) + bias

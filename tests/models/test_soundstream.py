@@ -1,0 +1,161 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm.models.soundstream import SoundStream, SoundStreamConfig
+
+TINY = SoundStreamConfig(
+    sample_rate=800, encoder_channels=4, decoder_channels=4, strides=(2, 4), latent_dim=6,
+    dilations=(1, 3), num_codebooks=3, codebook_size=16,
+)  # fmt: skip
+STEMMED = dataclasses.replace(TINY, stem_stride=4, strides=(2,))
+
+
+class _Jitted(SoundStream):
+    """The codec, compiled: op by op it takes seconds a call."""
+
+    def run(self, *args, **kwargs):
+        static = {name: kwargs.pop(name) for name in ("method", "quantize") if name in kwargs}
+        return jax.jit(lambda *a, **k: self.apply(*a, **k, **static))(*args, **kwargs)
+
+
+def _codec(config, seed=0):
+    """A codec with random codebooks on the scale of its latents."""
+    model = _Jitted(config)
+    waveform_BT = 0.5 * jax.random.normal(jax.random.key(seed), (2, 30 * config.hop_length))
+    variables = jax.jit(model.init)(jax.random.key(1), waveform_BT)
+    latents_BTD = model.run(variables, waveform_BT, method="latents")
+    quantizer = variables["codebooks"]["quantizer"]
+    noise_QKD = jax.random.normal(jax.random.key(2), quantizer["centroids_QKD"].shape)
+    scale_Q11 = latents_BTD.std() * 0.6 ** jnp.arange(config.num_codebooks)[:, None, None]
+    codebooks = {"quantizer": quantizer | {"centroids_QKD": noise_QKD * scale_Q11}}
+    return model, {"params": variables["params"], "codebooks": codebooks}, waveform_BT
+
+
+def _num_parameters(config):
+    shapes = jax.eval_shape(
+        SoundStream(config).init, jax.random.key(0), jnp.zeros((1, config.hop_length))
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "millions", "tolerance"),
+    # Table I of the paper; the small sizes are given to one digit and rounded differently.
+    [(32, 32, 8.4, 0.03), (16, 16, 2.4, 0.1), (16, 32, 5.5, 0.03), (8, 32, 4.8, 0.05),
+     (32, 16, 5.3, 0.05), (32, 8, 4.4, 0.05)],
+)  # fmt: skip
+def test_sizes_are_the_papers(encoder, decoder, millions, tolerance):
+    config = SoundStreamConfig(
+        encoder_channels=encoder, decoder_channels=decoder, strides=(2, 4, 5, 8)
+    )
+    assert _num_parameters(config) == pytest.approx(millions * 1e6, rel=tolerance)
+
+
+def test_default_is_musiclms():
+    config = SoundStreamConfig()
+    assert (config.hop_length, config.frame_rate) == (480, 50)
+    assert (config.num_codebooks, config.codebook_size) == (12, 1024)
+    assert _num_parameters(config) == pytest.approx(8.4e6, rel=0.03)
+
+
+@pytest.mark.parametrize("config", [TINY, STEMMED])
+def test_no_frame_hears_past_its_hop(config):
+    model, variables, waveform_BT = _codec(config)
+    cut = 17 * config.hop_length
+    changed_BT = waveform_BT.at[:, cut:].set(-waveform_BT[:, cut:])
+    before_BTD, after_BTD = (
+        model.run(variables, x_BT, method="latents") for x_BT in (waveform_BT, changed_BT)
+    )
+    np.testing.assert_allclose(before_BTD[:, :17], after_BTD[:, :17], atol=1e-6)
+    assert float(jnp.abs(before_BTD[:, 17] - after_BTD[:, 17]).max()) > 1e-3
+    # The last sample before the cut does reach frame 16: the hop adds no delay.
+    nudged_BT = waveform_BT.at[:, cut - 1].add(1.0)
+    nudged_BTD = model.run(variables, nudged_BT, method="latents")
+    assert float(jnp.abs(before_BTD[:, 16] - nudged_BTD[:, 16]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("config", [TINY, STEMMED])
+def test_prefix_of_codes_decodes_to_prefix_of_waveform(config):
+    model, variables, waveform_BT = _codec(config)
+    codes_BTQ = model.run(variables, waveform_BT, method="encode")
+    whole_BT = model.run(variables, codes_BTQ, method="decode")
+    for frames in (1, 11, 29):
+        prefix_BT = model.run(variables, codes_BTQ[:, :frames], method="decode")
+        assert prefix_BT.shape == (2, frames * config.hop_length)
+        np.testing.assert_allclose(prefix_BT, whole_BT[:, : prefix_BT.shape[1]], atol=1e-5)
+
+
+def test_codes_and_training_pass_agree():
+    model, variables, waveform_BT = _codec(TINY)
+    output = model.run(variables, waveform_BT)
+    codes_BTQ = model.run(variables, waveform_BT, method="encode")
+    assert codes_BTQ.shape == (2, 30, 3)
+    np.testing.assert_array_equal(codes_BTQ, jnp.moveaxis(output.quantized.codes_QBT, 0, -1))
+    decoded_BT = model.run(variables, codes_BTQ, method="decode")
+    np.testing.assert_allclose(decoded_BT, output.waveform_BT, atol=1e-4)
+    # The quantiser does something, and can be turned off.
+    unquantised_BT = model.run(variables, waveform_BT, quantize=False).waveform_BT
+    assert float(jnp.abs(unquantised_BT - output.waveform_BT).max()) > 1e-3
+
+
+def test_fewer_levels_decode():
+    model, variables, waveform_BT = _codec(TINY)
+    codes_BTQ = model.run(variables, waveform_BT, method="encode")
+    output = model.run(variables, waveform_BT, num_levels_B=jnp.full(2, 2))
+    decoded_BT = model.run(variables, codes_BTQ[..., :2], method="decode")
+    np.testing.assert_allclose(decoded_BT, output.waveform_BT, atol=1e-4)
+
+
+def test_last_frame_is_filled_with_zeros():
+    model, variables, waveform_BT = _codec(TINY)
+    ragged_BT = waveform_BT[:, : 10 * 8 + 3]
+    filled_BT = jnp.pad(ragged_BT, ((0, 0), (0, 5)))
+    codes_BTQ = model.run(variables, ragged_BT, method="encode")
+    assert codes_BTQ.shape == (2, 11, 3)
+    np.testing.assert_array_equal(codes_BTQ, model.run(variables, filled_BT, method="encode"))
+
+
+def test_denoise_acts_through_film_alone():
+    config = dataclasses.replace(TINY, denoise=True)
+    model, variables, waveform_BT = _codec(config)
+    plain, plain_variables, _ = _codec(TINY)
+    flags_B = jnp.array([True, False])
+
+    def latents(variables, flags_B=None):
+        return model.run(variables, waveform_BT, flags_B, method="latents")
+
+    # Identity at the start: the codec of the same weights without the option.
+    shared = {name: variables["params"][name] for name in ("encoder", "decoder")}
+    plain_BTD = plain.run(plain_variables | {"params": shared}, waveform_BT, method="latents")
+    np.testing.assert_array_equal(latents(variables, flags_B), plain_BTD)
+    film = variables["params"]["film"]
+    film = film | {"scale": film["scale"].at[1].set(2.0), "shift": film["shift"].at[1].set(0.5)}
+    trained = variables | {"params": variables["params"] | {"film": film}}
+    np.testing.assert_allclose(latents(trained, flags_B)[0], 2 * plain_BTD[0] + 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(latents(trained, flags_B)[1], plain_BTD[1])
+    np.testing.assert_array_equal(latents(trained), plain_BTD)
+
+
+def test_denoise_needs_the_option():
+    model, variables, waveform_BT = _codec(TINY)
+    with pytest.raises(ValueError, match="denoise=False"):
+        model.run(variables, waveform_BT, jnp.array([True, False]), method="encode")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strides": (3, 7)}, r"strides=\(3, 7\) make a hop of 21"),
+        ({"strides": ()}, r"strides=\(\): give at least one"),
+        ({"encoder_channels": 5}, "encoder_channels=5: residual units halve it"),
+        ({"codebook_size": 1}, "codebook_size=1: set 2 or more"),
+        ({"num_codebooks": 0}, "num_codebooks=0: set 1 or more"),
+    ],
+)
+def test_config_names_what_to_mend(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)

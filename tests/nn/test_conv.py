@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from musiclm.nn import conv
+
+
+def _random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_plain_convolution_is_the_sum_over_past_taps(dilation):
+    x_BTC, kernel_KIO = _random(0, 2, 12, 3), _random(1, 4, 3, 5)
+    expected = np.zeros((2, 12, 5))
+    for t in range(12):
+        for tap in range(4):
+            source = t - (3 - tap) * dilation
+            if source >= 0:
+                expected[:, t] += np.asarray(x_BTC[:, source] @ kernel_KIO[tap])
+    np.testing.assert_allclose(conv.causal_conv(x_BTC, kernel_KIO, dilation), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "stride"), [(4, 2), (6, 3), (10, 5), (21, 3)])
+def test_strided_convolution_equals_xlas(width, stride):
+    x_BTC, kernel_KIO = _random(0, 2, 30, 3), _random(1, width, 3, 5)
+    expected = lax.conv_general_dilated(
+        x_BTC, kernel_KIO, (stride,), [(width - stride, 0)], dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    np.testing.assert_allclose(
+        conv.causal_strided_conv(x_BTC, kernel_KIO, stride), expected, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("width", "stride"), [(4, 2), (6, 3), (10, 5), (21, 3)])
+def test_transposed_convolution_spreads_each_input(width, stride):
+    x_BTC, kernel_KIO = _random(0, 2, 6, 3), _random(1, width, 3, 5)
+    expected = np.zeros((2, 6 * stride + width, 5))
+    for frame in range(6):
+        for tap in range(width):
+            expected[:, frame * stride + tap] += np.asarray(x_BTC[:, frame] @ kernel_KIO[tap])
+    np.testing.assert_allclose(
+        conv.causal_transposed_conv(x_BTC, kernel_KIO, stride), expected[:, : 6 * stride], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "stride", "features"), [(40, 12, 4, 16), (40, 7, 1, 5)]
+)
+def test_layers_start_as_an_isometry_and_its_transpose(length, width, stride, features):
+    x_BTC = _random(0, 2, length, 4 if stride > 1 else 5)
+    down = conv.CausalConv(features, width, stride=stride)
+    y_BTC = down.apply(down.init(jax.random.key(1), x_BTC), x_BTC)
+    assert y_BTC.shape == (2, length // stride, features)
+    np.testing.assert_allclose(jnp.linalg.norm(y_BTC), jnp.linalg.norm(x_BTC), rtol=1e-4)
+    up = conv.CausalTransposedConv(4, 2 * stride, stride=stride)
+    z_BTC = _random(2, 2, 10, 3)
+    out_BTC = up.apply(up.init(jax.random.key(3), z_BTC), z_BTC)
+    assert out_BTC.shape == (2, 10 * stride, 4)
+    np.testing.assert_allclose(jnp.linalg.norm(out_BTC), jnp.linalg.norm(z_BTC), rtol=1e-4)

@@ -1,0 +1,191 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm.losses import spectral
+from musiclm.models.discriminators import DiscriminatorConfig
+from musiclm.models.soundstream import SoundStreamConfig
+from musiclm.training import optim
+from musiclm.training.soundstream import SoundStreamTask
+
+RATE = 2_000
+CONFIG = SoundStreamConfig(
+    sample_rate=RATE, encoder_channels=8, decoder_channels=8, strides=(4, 5), stem_stride=2,
+    latent_dim=8, dilations=(1,), num_codebooks=3, codebook_size=16,
+)  # fmt: skip
+DISCRIMINATOR = DiscriminatorConfig(
+    wave_scales=(2,), wave_channels=4, wave_max_channels=8, stft_window=64, stft_hop=32,
+    stft_channels=2, stft_widths=(1, 2),
+)  # fmt: skip
+OPTIMIZER = optim.OptimizerConfig(
+    learning_rate=1e-2, warmup_steps=5, total_steps=200, schedule="constant"
+)
+LOSS = spectral.BandSpectralLoss(window_sizes=(64, 128), num_mels=16)
+TASK = SoundStreamTask(
+    config=CONFIG, optimizer=OPTIMIZER, spectral_loss=LOSS, waveform_weight=1.0,
+    feature_weight=1.0, quantize_from_step=20, kmeans_batches=4, dead_below=0.2,
+    quantizer_dropout=0.3,
+)  # fmt: skip
+ADVERSARIAL = dataclasses.replace(
+    TASK, discriminator=DISCRIMINATOR, discriminator_optimizer=OPTIMIZER,
+    discriminator_start_step=2, balance_gradients=True,
+)  # fmt: skip
+
+
+def _batch(seed, size=4, seconds=0.4):
+    rng = np.random.default_rng(seed)
+    time_T = np.arange(int(seconds * RATE)) / RATE
+    hz_B1 = 110 * 2 ** rng.integers(0, 24, (size, 1)).astype(float) ** (1 / 12)
+    phase_B1 = rng.uniform(0, 6, (size, 1))
+    decay_B1 = rng.uniform(1, 8, (size, 1))
+    wave_BT = 0.5 * np.sin(2 * np.pi * hz_B1 * time_T + phase_B1) * np.exp(-decay_B1 * time_T)
+    return {"waveform": wave_BT.astype(np.float32)}
+
+
+def _run(task, steps, state=None, start=0):
+    step = jax.jit(task.step)
+    state = state or jax.jit(task.init)(jax.random.key(0), _batch(0))
+    history = []
+    for index in range(start, start + steps):
+        state, metrics = step(state, _batch(index), jax.random.key(index))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+def test_training_beats_the_untrained_codec_by_a_margin():
+    state, history = _run(TASK, 150)
+    held_out = _batch(10_000, size=16)
+    evaluate = jax.jit(TASK.evaluate)
+    trained = evaluate(state, held_out, jax.random.key(0))
+    untrained = evaluate(
+        jax.jit(TASK.init)(jax.random.key(0), _batch(0)), held_out, jax.random.key(0)
+    )
+    assert float(trained["log_mel_distance_db"]) < 0.6 * float(untrained["log_mel_distance_db"])
+    assert all(np.isfinite(list(metrics.values())).all() for metrics in history)
+    assert history[-1]["codebook_perplexity"] > 4
+    # More levels reconstruct better than the first alone.
+    assert float(trained["spectral"]) < float(trained["spectral_1_levels"])
+
+
+def test_codebooks_are_born_at_their_step_from_the_newest_latents():
+    state, _ = _run(TASK, 20)
+    centroids_QKD = state.codebooks["quantizer"]["centroids_QKD"]
+    assert not centroids_QKD.any()
+    assert bool(jnp.all(jnp.any(state.latents_MND != 0, axis=(1, 2))))
+    latents_ND = np.asarray(state.latents_MND).reshape(-1, CONFIG.latent_dim)
+    state, _ = _run(TASK, 1, state, start=20)
+    quantizer = state.codebooks["quantizer"]
+    centroids_QKD = np.asarray(quantizer["centroids_QKD"])
+    nearest_N = ((latents_ND[:, None] - centroids_QKD[0]) ** 2).sum(-1).min(-1)
+    assert nearest_N.mean() < 0.3 * latents_ND.var(0).sum()
+    low_D, high_D = quantizer["bounds_2D"]
+    assert bool(jnp.all(low_D <= latents_ND.min(0) + 1e-6))
+    assert bool(jnp.all(high_D >= latents_ND.max(0) - 1e-6))
+
+
+def test_discriminators_wait_for_their_step_then_learn():
+    state, history = _run(ADVERSARIAL, 2)
+    start = jax.jit(ADVERSARIAL.init)(jax.random.key(0), _batch(0)).discriminator_params
+    jax.tree.map(np.testing.assert_array_equal, start, state.discriminator_params)
+    assert history[-1]["discriminator"] == 0.0
+    state, history = _run(ADVERSARIAL, 30, state, start=2)
+    assert history[0]["discriminator"] > 0.0
+    assert min(metrics["discriminator"] for metrics in history[20:]) < history[0]["discriminator"]
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), start, state.discriminator_params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_waiting_discriminators_change_nothing():
+    without = dataclasses.replace(ADVERSARIAL, discriminator=None)
+    (first, _), (second, _) = _run(ADVERSARIAL, 2), _run(without, 2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first.params, second.params
+    )
+
+
+def test_gradient_is_the_weighted_sum_of_the_losses():
+    state = jax.jit(TASK.init)(jax.random.key(0), _batch(0))
+    rng = np.random.default_rng(0)
+    gradients = {
+        name: jnp.asarray(rng.normal(size=(2, 8)), jnp.float32)
+        for name in ("spectral", "waveform", "adversarial", "feature")
+    }
+    task = dataclasses.replace(
+        TASK, spectral_weight=2.0, waveform_weight=3.0, adversarial_weight=5.0, feature_weight=7.0
+    )
+    total, _ = task._combine(state, gradients)
+    expected = 2 * gradients["spectral"] + 3 * gradients["waveform"]
+    expected += 5 * gradients["adversarial"] + 7 * gradients["feature"]
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+def test_quantizer_dropout_draws_every_level():
+    task = dataclasses.replace(TASK, quantizer_dropout=1.0)
+    levels_B = np.asarray(task._num_levels(jax.random.key(0), 3000))
+    np.testing.assert_allclose(np.bincount(levels_B)[1:] / 3000, 1 / 3, atol=0.04)
+    task = dataclasses.replace(TASK, quantizer_dropout=0.0)
+    assert np.all(np.asarray(task._num_levels(jax.random.key(0), 50)) == 3)
+
+
+def test_denoising_mixes_noise_at_the_ratio_and_clears_the_target():
+    task = dataclasses.replace(
+        TASK, config=dataclasses.replace(CONFIG, denoise=True), noise_snr_db=(6.0, 6.0)
+    )
+    batch = _batch(0, size=64)
+    batch["noise"] = np.random.default_rng(0).normal(size=batch["waveform"].shape)
+    source_BT, target_BT, denoise_B = task._source_and_target(batch, jax.random.key(0))
+    noise_BT = np.asarray(source_BT) - batch["waveform"]
+    noisy_B = np.abs(noise_BT).max(-1) > 0
+    assert 16 < noisy_B.sum() < 48
+    assert 16 < denoise_B.sum() < 48
+    ratio = (batch["waveform"] ** 2).mean(-1) / np.maximum((noise_BT**2).mean(-1), 1e-12)
+    np.testing.assert_allclose(10 * np.log10(ratio[noisy_B]), 6.0, atol=0.1)
+    expected = np.where(np.asarray(denoise_B)[:, None], batch["waveform"], source_BT)
+    np.testing.assert_allclose(target_BT, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match='needs batches with "noise"'):
+        task._source_and_target(_batch(0), jax.random.key(0))
+
+
+def test_export_decodes():
+    state, _ = _run(TASK, 21)
+    config, variables = TASK.export(state)
+    assert config == CONFIG
+    codes_BTQ = TASK.model.apply(variables, _batch(5)["waveform"], method="encode")
+    assert codes_BTQ.shape == (4, 20, 3)
+    assert TASK.model.apply(variables, codes_BTQ, method="decode").shape == (4, 800)
+
+
+def test_health_gates_name_the_figures_the_step_reports():
+    _, history = _run(ADVERSARIAL, 1)
+    checks = ADVERSARIAL.health()
+    assert {check.metric for check in checks} <= set(history[0])
+    by_name = {check.metric: check for check in checks}
+    assert by_name["codebook_perplexity_min"].breached(0.1)
+    assert not by_name["codebook_perplexity_min"].breached(12.0)
+    assert by_name["codebook_perplexity_min"].after_step > TASK.quantize_from_step
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discriminator": DISCRIMINATOR}, "discriminator_optimizer is None"),
+        ({"feature_weight": -1.0}, "feature_weight=-1.0: set 0 or more"),
+        ({"quantize_from_step": 0}, "quantize_from_step=0: set 1 or more"),
+        ({"quantizer_dropout": 2.0}, "quantizer_dropout=2.0"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+    ],
+)
+def test_task_names_what_to_mend(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TASK, **changes)
+
+
+def test_batches_must_fit():
+    with pytest.raises(ValueError, match="no whole number of hops of 40"):
+        TASK.init(jax.random.key(0), {"waveform": np.zeros((4, 810), np.float32)})
+    big = dataclasses.replace(TASK, config=dataclasses.replace(CONFIG, codebook_size=1024))
+    with pytest.raises(ValueError, match="kmeans_batches"):
+        big.init(jax.random.key(0), _batch(0))
