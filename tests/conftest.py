@@ -3,7 +3,12 @@
 import functools
 import pathlib
 
+import hypothesis
 import pytest
+
+# A first example compiles; how long that takes says nothing about what is tested.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")

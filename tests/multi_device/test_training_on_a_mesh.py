@@ -37,7 +37,8 @@ def waves(*, seed, batch_size, start_step):
 
 if which == "mulan":
     task = MuLanTask(optimizer=optimizer, config=MuLanConfig(
-        resnet=ResNetConfig(stage_sizes=(1,), widths=(8,), bottleneck=False, norm_groups=4),
+        resnet=ResNetConfig(stage_sizes=(1,), widths=(8,), stage_strides=((1, 1),),
+            bottleneck=False, norm_groups=4),
         bert=BertConfig(vocab_size=20, max_length=6, encoder=EncoderConfig(
             num_layers=1, model_dim=8, num_heads=2, ffn_dim=16, dropout_rate=0.0)),
         mel=MelConfig(sample_rate=800, num_mels=16, window_size=32, hop_size=8),
@@ -48,7 +49,7 @@ else:
             decoder_channels=4, strides=(2, 4), latent_dim=8, num_codebooks=2, codebook_size=16))
 
 state = loop.train(task=task, dataset=waves, workdir=workdir, component=workdir + "/c", num_steps=4,
-    batch_size=16, mesh=sharding.MeshConfig(data=data, fsdp=fsdp), log_every=1, checkpoint_every=100)
+    batch_size=16, mesh=sharding.MeshConfig(data=data, fsdp=fsdp), log_every=1)
 print(json.dumps(float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(state.params)))))
 """
 

@@ -1,6 +1,6 @@
 """Runs one fit on frozen models or on captions, as its gin file says.
 
-  python -m musiclm.bin.fit --gin_file=gin/train/mini/mulan_quantizer.gin --gin_bindings='…'
+python -m musiclm.bin.fit --gin_file=gin/train/mini/mulan_quantizer.gin --gin_bindings='…'
 """
 
 from collections.abc import Callable
