@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures
+.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures bench-gm
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,13 +69,16 @@ setup-train:
 
 train-mini: setup-train $(BUNDLE)/bundle.json  ## Trains gm-mini from nothing: [RUN=runs/gm-mini]
 
-$(CORPUS)/manifest.jsonl:
+# A corpus grows clip by clip; its stamp says that it is whole.
+$(RUN)/corpus/train.complete:
 	.venv/bin/musiclm data gm --out $(CORPUS) --clips $(CLIPS) --seed 0
+	touch $@
 
-$(HELD_OUT)/manifest.jsonl:
+$(RUN)/corpus/held_out.complete:
 	.venv/bin/musiclm data gm --out $(HELD_OUT) --clips $(HELD_OUT_CLIPS) --seed 1 --held-out
+	touch $@
 
-$(RUN)/vocabulary.json: $(CORPUS)/manifest.jsonl
+$(RUN)/vocabulary.json: $(RUN)/corpus/train.complete
 	$(FIT) --gin_file=gin/train/mini/vocabulary.gin $(call bind,CORPUS,$(CORPUS)) \
 		$(call bind,VOCABULARY,$@)
 
@@ -89,7 +92,7 @@ $(BUNDLE)/mulan.safetensors: $(RAW)/mulan.safetensors
 		$(call bind,VOCABULARY,$(RUN)/vocabulary.json) $(call bind,MODEL,$(RAW)/mulan) \
 		$(call bind,COMPONENT,$(BUNDLE)/mulan)
 
-$(RAW)/w2v_bert.safetensors: $(CORPUS)/manifest.jsonl
+$(RAW)/w2v_bert.safetensors: $(RUN)/corpus/train.complete
 	$(TRAIN) --gin_file=gin/train/mini/w2v_bert.gin $(call bind,CORPUS,$(CORPUS)) \
 		$(call bind,WORKDIR,$(RUN)/w2v_bert) $(call bind,COMPONENT,$(RAW)/w2v_bert)
 
@@ -97,11 +100,11 @@ $(BUNDLE)/w2v_bert.safetensors: $(RAW)/w2v_bert.safetensors
 	$(FIT) --gin_file=gin/train/mini/semantic_clusters.gin $(call bind,CORPUS,$(CORPUS)) \
 		$(call bind,MODEL,$(RAW)/w2v_bert) $(call bind,COMPONENT,$(BUNDLE)/w2v_bert)
 
-$(BUNDLE)/soundstream.safetensors: $(CORPUS)/manifest.jsonl
+$(BUNDLE)/soundstream.safetensors: $(RUN)/corpus/train.complete
 	$(TRAIN) --gin_file=gin/train/mini/soundstream.gin $(call bind,CORPUS,$(CORPUS)) \
 		$(call bind,WORKDIR,$(RUN)/soundstream) $(call bind,COMPONENT,$(BUNDLE)/soundstream)
 
-$(RUN)/tokens/complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
+$(RUN)/tokens.complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
 		$(BUNDLE)/soundstream.safetensors
 	$(PY) data_pipelines.tokenize_corpus --corpus $(CORPUS) --components $(BUNDLE) \
 		--out $(RUN)/tokens
@@ -109,7 +112,7 @@ $(RUN)/tokens/complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetenso
 
 STAGES = $(BUNDLE)/semantic.safetensors $(BUNDLE)/coarse.safetensors $(BUNDLE)/fine.safetensors
 
-$(STAGES): $(BUNDLE)/%.safetensors: $(RUN)/tokens/complete
+$(STAGES): $(BUNDLE)/%.safetensors: $(RUN)/tokens.complete
 	$(TRAIN) --gin_file=gin/train/mini/$*.gin $(call bind,TOKENS,$(RUN)/tokens) \
 		$(call bind,WORKDIR,$(RUN)/$*) $(call bind,COMPONENT,$(BUNDLE)/$*)
 
@@ -118,6 +121,9 @@ $(BUNDLE)/bundle.json: $(STAGES)
 		$(call bind,NAME,$(NAME))
 
 # What a bundle achieves on held-out clips: make figures BUNDLE=gm-mini measures the bundled one.
-figures: setup-test $(CORPUS)/manifest.jsonl $(HELD_OUT)/manifest.jsonl  ## Measures a bundle and writes the README's figures
+figures: setup-test $(RUN)/corpus/train.complete $(RUN)/corpus/held_out.complete  ## Measures a bundle and writes the README's figures
 	$(PY) musiclm.bin.figures --bundle $(BUNDLE) --train $(CORPUS) --held_out $(HELD_OUT) \
 		--out $(RUN)/figures --readme README.md
+
+bench-gm: setup-test  ## Measures how fast the corpus is rendered
+	.venv/bin/python benchmarks/gm_render.py
