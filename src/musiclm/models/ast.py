@@ -88,7 +88,7 @@ class Ast(nn.Module):
             name="patches",
         )(spec_BTF[..., None])
         rows, columns = x_BPD.shape[1:3]
-        init = nn.initializers.truncated_normal(0.02)
+        init = nn.initializers.truncated_normal(config.encoder.init_deviation)
         positions = self.param("positions", init, (*config.grid, width))
         x_BPD = (x_BPD + positions[:rows, :columns]).reshape(batch, rows * columns, width)
         token = self.param("class_token", init, (width,))

@@ -62,7 +62,7 @@ class Bert(nn.Module):
                 f"Bert got {length} positions, BertConfig.max_length is {config.max_length}; "
                 "encode with that length or raise it."
             )
-        init = nn.initializers.normal(0.02)
+        init = nn.initializers.normal(config.encoder.init_deviation)
         dtype = config.encoder.dtype
         pieces = nn.Embed(config.vocab_size, width, embedding_init=init, dtype=dtype, name="pieces")
         positions = self.param("positions", init, (config.max_length, width))

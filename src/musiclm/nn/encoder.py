@@ -23,6 +23,8 @@ class EncoderConfig:
       norm_first: True normalises the input of each half (ViT, AST) and the stack's output;
         False normalises each residual sum (BERT).
       norm_epsilon: Added to the variance in LayerNorm.
+      init_deviation: Of initial kernels and embeddings. BERT's 0.02 suits widths near 768; a narrow
+        stack hardly hears its inputs with it and learns late: give it about 1 / √model_dim.
       dtype: Compute type; parameters stay float32.
     """
 
@@ -33,6 +35,7 @@ class EncoderConfig:
     dropout_rate: float = 0.1
     norm_first: bool = False
     norm_epsilon: float = 1e-6
+    init_deviation: float = 0.02
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -45,6 +48,10 @@ class EncoderConfig:
             raise ValueError(
                 f"EncoderConfig.model_dim is {self.model_dim}, not a multiple of num_heads "
                 f"({self.num_heads}); change one of the two."
+            )
+        if self.init_deviation <= 0.0:
+            raise ValueError(
+                f"EncoderConfig.init_deviation is {self.init_deviation}; set it above 0."
             )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(
@@ -143,7 +150,7 @@ class FeedForward(nn.Module):
 
 
 def _dense(config: EncoderConfig, features: int, name: str) -> nn.Dense:
-    init = nn.initializers.normal(0.02)
+    init = nn.initializers.normal(config.init_deviation)
     return nn.Dense(features, kernel_init=init, dtype=config.dtype, name=name)
 
 
