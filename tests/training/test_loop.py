@@ -20,7 +20,7 @@ class Regression:
     """y = xᵀw with noise from the step's key, so that a wrong key shows."""
 
     optimizer: optim.OptimizerConfig = optim.OptimizerConfig(
-        learning_rate=0.1, warmup_steps=0, total_steps=50, schedule="constant"
+        learning_rate=0.2, warmup_steps=0, total_steps=50, schedule="cosine"
     )
     poison_at: int = 10**9
 
@@ -135,13 +135,14 @@ def test_schedules_warm_up_to_the_peak(schedule):
     assert rates[-1] <= rates[10]
 
 
-def test_weight_decay_leaves_vectors_alone():
+def test_weight_decay_leaves_biases_and_scales_alone():
     config = optim.OptimizerConfig(
         learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5
     )
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones((3, 2))}
     optimizer = config.make()
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0)
+    np.testing.assert_array_equal(updates["scale"], 0)

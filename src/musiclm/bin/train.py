@@ -5,7 +5,7 @@ python -m musiclm.bin.train --gin_file=gin/train/soundstream_mini.gin --gin_bind
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from musiclm.bin import compilation_cache
 
@@ -17,6 +17,7 @@ def main(argv: list[str]) -> None:
     """Parses the configuration and hands over to the loop."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: give --gin_file=FILE")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
     compilation_cache.enable()
     import gin
 

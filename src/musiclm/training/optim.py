@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 SCHEDULES = ("constant", "cosine", "transformer")
+DECAYED = ("kernel", "embedding")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class OptimizerConfig:
         square root of the step after the warm-up).
       final_fraction: what is left of the peak at the end of a cosine.
       b1, b2, eps: Adam's.
-      weight_decay: decoupled, on matrices only: biases, scales and other vectors are left alone.
+      weight_decay: decoupled, on kernels and embeddings only: biases and scales are left alone.
       clip_norm: global norm that gradients are clipped to; 0 leaves them.
     """
 
@@ -69,8 +70,9 @@ class OptimizerConfig:
     def make(self) -> optax.GradientTransformation:
         """The optax transformation."""
 
-        def matrices(params):
-            return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        def kernels(params):
+            # By name: a stack of layers makes matrices of its scales and biases too.
+            return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
         adam = optax.adamw(
             self.rate,
@@ -78,7 +80,7 @@ class OptimizerConfig:
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            mask=matrices,
+            mask=kernels,
         )
         if not self.clip_norm:
             return adam
