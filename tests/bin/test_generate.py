@@ -212,7 +212,7 @@ def test_signals_leave_nothing(tmp_path, signum, code):
         assert process.stdout.readline() == "ready\n"
         assert (tmp_path / "out").is_dir()
         process.send_signal(signum)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
