@@ -21,7 +21,10 @@ from data_pipelines.gm.clip import Job, make_clip
 from data_pipelines.gm.synth import SynthError, Synthesizer
 
 _START = (
-    "import json, sys; from data_pipelines.gm import worker; worker.serve(json.loads(sys.argv[1]))"
+    # The answers' channel is taken before any import: pyfluidsynth prints while it is imported
+    # where $CI is set, and that must go to stderr.
+    "import json, os, sys; answers = os.dup(1); os.dup2(2, 1); "
+    "from data_pipelines.gm import worker; worker.serve(json.loads(sys.argv[1]), answers)"
 )
 
 
@@ -29,15 +32,14 @@ class WorkerError(RuntimeError):
     """A worker died or overran its time twice on one clip, or refused it."""
 
 
-def serve(spec: dict) -> None:
+def serve(spec: dict, answers_fd: int) -> None:
     """Answers indices from standard input until it ends.
 
     Args:
       spec: `job` (the fields of `clip.Job`), `soundfont` and `out`.
+      answers_fd: file descriptor to answer on, one JSON object a line.
     """
-    # Keep the answers' channel to ourselves: whatever a library prints goes to stderr.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
+    answers = os.fdopen(answers_fd, "w", encoding="utf-8", buffering=1)
     job = Job(**spec["job"])
     try:
         synthesizer = Synthesizer(spec["soundfont"], job.sample_rate)

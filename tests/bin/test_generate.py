@@ -198,6 +198,8 @@ def test_a_stop_half_way_leaves_nothing(tiny_bundle, tmp_path, capsys, monkeypat
 def test_signals_leave_nothing(tmp_path, signum, code):
     """In a process of its own, stopped while it waits inside the chain."""
     program = (
+        # What starts the tests may ignore Ctrl-C, and children inherit that.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time; from musiclm import api; from musiclm.bin import main\n"
         "class Slow:\n"
         "    name = 'slow'\n"
