@@ -82,19 +82,19 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
         codebook_dim=8,
         feature_layer=1,
     )
-    params = untrained(
+    variables = untrained(
         w2v_bert.W2vBert(semantic),
         jnp.zeros((1, spec.sample_rate)),
         jnp.zeros((1, 25), bool),
         1.0,
         deterministic=True,
-    )["params"]
+    )
     clusters = {
         "mean_D": np.zeros(16, np.float32),
         "std_D": np.ones(16, np.float32),
         "centroids_KD": numpy_rng.normal(size=(spec.semantic_vocab_size, 16)).astype(np.float32),
     }
-    save("w2v_bert", semantic, {"params": params, "clusters": clusters})
+    save("w2v_bert", semantic, {**variables, "clusters": clusters})
 
     vocabulary = wordpiece.WordPiece.train(["slow piano", "fast flute"], 200)
     joint = mulan.MuLanConfig(

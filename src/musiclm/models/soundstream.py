@@ -19,6 +19,8 @@ from flax import linen as nn
 
 from musiclm.nn import conv, quantization
 
+_SOFTPLUS_ONE = math.log(math.e - 1)  # softplus of it is 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundStreamConfig:
@@ -31,7 +33,8 @@ class SoundStreamConfig:
       strides: of the encoder's blocks, first to last; the decoder runs them backwards.
       stem_stride: samples that the first layer takes in, and the last puts out, at a time. 1 in
         the paper; more makes a codec of many narrow bands that costs a CPU far less, since most
-        of the work is at the sample rate.
+        of the work is at the sample rate. Such a codec starts as a lapped transform, see
+        `conv.lapped_init`, hears `stem_stride` samples ahead, and its last layer is gated.
       latent_dim: D.
       dilations: one residual unit each, in every block.
       kernel_size: taps of the first, the last and the dilated convolutions.
@@ -90,6 +93,11 @@ class SoundStreamConfig:
     def hop_length(self) -> int:
         """Samples a frame."""
         return self.stem_stride * math.prod(self.strides)
+
+    @property
+    def lookahead(self) -> int:
+        """Samples past its own end that a frame hears."""
+        return self.stem_stride if self.stem_stride > 1 else 0
 
     @property
     def frame_rate(self) -> int:
@@ -182,6 +190,18 @@ class SoundStream(nn.Module):
         return self.decoder(self.quantizer.decode(codes_BTQ))
 
 
+# Where a codec is of bands, its activations start as the signal's: at a tenth of it, ELU is
+# nearly the identity.
+_BAND_SCALE = 0.1
+
+
+def _inits(config: SoundStreamConfig):
+    """The initialisers of the first or last layer, and of those between: stride to kernel."""
+    if config.stem_stride > 1:
+        return conv.lapped_init, conv.identity_init
+    return conv.isometric_init, conv.isometric_init
+
+
 class Encoder(nn.Module):
     """Waveform `[B, T]` to latents `[B, T // hop_length, D]` (III-A)."""
 
@@ -190,11 +210,14 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, waveform_BT: jax.Array) -> jax.Array:
         config = self.config
+        edge_init, init = _inits(config)
+        scale = _BAND_SCALE if config.stem_stride > 1 else 1.0
         width = config.encoder_channels
+        ahead_BT = jnp.pad(waveform_BT[:, config.lookahead :], ((0, 0), (0, config.lookahead)))
         x = conv.CausalConv(
             width, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            dtype=config.dtype, name="stem",
-        )(waveform_BT[..., None])  # fmt: skip
+            kernel_init=edge_init(config.stem_stride), dtype=config.dtype, name="stem",
+        )(scale * ahead_BT[..., None])  # fmt: skip
         for block, stride in enumerate(config.strides):
             for unit, dilation in enumerate(config.dilations):
                 x = ResidualUnit(
@@ -202,10 +225,13 @@ class Encoder(nn.Module):
                 )(x)
             width *= 2
             x = conv.CausalConv(
-                width, 2 * stride, stride=stride, dtype=config.dtype, name=f"down_{block}"
-            )(nn.elu(x))
-        x = conv.CausalConv(config.latent_dim, 3, dtype=config.dtype, name="head")(nn.elu(x))
-        return x.astype(jnp.float32)
+                width, 2 * stride, stride=stride, kernel_init=init(stride), dtype=config.dtype,
+                name=f"down_{block}",
+            )(nn.elu(x))  # fmt: skip
+        x = conv.CausalConv(
+            config.latent_dim, 3, kernel_init=init(1), dtype=config.dtype, name="head"
+        )(nn.elu(x))
+        return x.astype(jnp.float32) / scale
 
 
 class Decoder(nn.Module):
@@ -216,21 +242,35 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latents_BTD: jax.Array) -> jax.Array:
         config = self.config
+        edge_init, init = _inits(config)
+        scale = _BAND_SCALE if config.stem_stride > 1 else 1.0
         width = config.decoder_channels * 2 ** len(config.strides)
-        x = conv.CausalConv(width, config.kernel_size, dtype=config.dtype, name="stem")(latents_BTD)
+        x = conv.CausalConv(
+            width, config.kernel_size, kernel_init=init(1), dtype=config.dtype, name="stem"
+        )(scale * latents_BTD)
         for block, stride in enumerate(reversed(config.strides)):
             width //= 2
             x = conv.CausalTransposedConv(
-                width, 2 * stride, stride=stride, dtype=config.dtype, name=f"up_{block}"
-            )(nn.elu(x))
+                width, 2 * stride, stride=stride, kernel_init=init(stride, transposed=True),
+                dtype=config.dtype, name=f"up_{block}",
+            )(nn.elu(x))  # fmt: skip
             for unit, dilation in enumerate(config.dilations):
                 x = ResidualUnit(
                     config.kernel_size, dilation, config.dtype, name=f"unit_{block}_{unit}"
                 )(x)
+        x = nn.elu(x)
+        if config.stem_stride > 1:
+            # A band that should be silent can be: sums over many channels leave noise in it.
+            gate = conv.CausalConv(
+                width, config.kernel_size, kernel_init=nn.initializers.zeros, dtype=config.dtype,
+                name="gate",
+            )(x)  # fmt: skip
+            x = x * nn.softplus(gate + _SOFTPLUS_ONE)
+        head_init = edge_init(config.stem_stride, transposed=True)
         x = conv.CausalTransposedConv(
             1, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            dtype=config.dtype, name="head",
-        )(nn.elu(x))  # fmt: skip
+            kernel_init=lambda *args: head_init(*args) / scale, dtype=config.dtype, name="head",
+        )(x)  # fmt: skip
         return x[..., 0].astype(jnp.float32)
 
 

@@ -38,6 +38,8 @@ class W2vBertConfig:
       model_dim, num_heads, ffn_dim, conv_kernel, dropout: of every conformer block.
       contrastive_blocks: conformer blocks of the first half.
       mlm_blocks: conformer blocks of the second half.
+      mask_deviation: of the random vectors in hidden places; features have deviation 1. Less
+        lets a short run learn sooner: the noise spreads to the frames around.
       codebook_size: codes K.
       codebook_dim: width C of a code's vector, and of the context compared with it.
       feature_layer: block of the second half whose output `features` returns, counted from 1;
@@ -58,6 +60,7 @@ class W2vBertConfig:
     dropout: float = 0.1
     contrastive_blocks: int = 12
     mlm_blocks: int = 12
+    mask_deviation: float = 1.0
     codebook_size: int = 1024
     codebook_dim: int = 1024
     feature_layer: int = 7
@@ -168,6 +171,9 @@ class W2vBert(nn.Module):
     def setup(self):
         cfg = self.config
         self.encoder = FeatureEncoder(cfg)
+        self.standardize = nn.BatchNorm(
+            momentum=0.99, epsilon=1e-2, use_bias=False, use_scale=False, dtype=jnp.float32
+        )
         self.projection = nn.Dense(cfg.model_dim, dtype=cfg.dtype)
         self.contrastive_half = conformer.ConformerStack(cfg.half(cfg.contrastive_blocks))
         self.mlm_half = conformer.ConformerStack(cfg.half(cfg.mlm_blocks))
@@ -185,6 +191,9 @@ class W2vBert(nn.Module):
     ) -> W2vBertOutput:
         """Predicts the codes of masked frames.
 
+        Unless deterministic, the features are standardised by the batch and their moving averages
+        updated: make the collection "batch_stats" mutable.
+
         Args:
           waveform_BT: f32 [B, T] at `config.sample_rate`.
           mask_BN: bool [B, T // hop_length], true where the input is hidden.
@@ -195,14 +204,14 @@ class W2vBert(nn.Module):
         Returns:
           A `W2vBertOutput`.
         """
-        features_BNF = self.encoder(waveform_BT)
+        features_BNF = self.encode(waveform_BT, deterministic=deterministic)
         return self.predict(features_BNF, mask_BN, temperature, deterministic=deterministic)
 
     def predict(self, features_BNF, mask_BN, temperature, *, deterministic) -> W2vBertOutput:
-        """The same, from the unmasked conv features [B, N, F]."""
+        """The same, from the unmasked features [B, N, F] of `encode`."""
+        cfg = self.config
         noise_BNF = jax.random.normal(self.make_rng("mask"), features_BNF.shape)
-        # The features are layer-normalised, so unit noise has the scale of what it replaces.
-        seen_BNF = jnp.where(mask_BN[..., None], noise_BNF.astype(features_BNF.dtype), features_BNF)
+        seen_BNF = jnp.where(mask_BN[..., None], cfg.mask_deviation * noise_BNF, features_BNF)
         context_BND = self.contrastive_half(self.projection(seen_BNF), deterministic=deterministic)
         predicted_BND = self.mlm_half(context_BND, deterministic=deterministic)
         return W2vBertOutput(
@@ -211,9 +220,14 @@ class W2vBert(nn.Module):
             targets=self.quantizer(features_BNF, temperature, deterministic=deterministic),
         )
 
-    def encode(self, waveform_BT: jax.Array) -> jax.Array:
-        """Conv features [B, T // hop_length, F] of the unmasked waveform, layer-normalised."""
-        return self.encoder(waveform_BT)
+    def encode(self, waveform_BT: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Conv features f32 [B, T // hop_length, F] of the unmasked waveform, standardised.
+
+        Most of a feature is the average spectrum, which says nothing. Unless it is taken off, all
+        frames fall on few codes, and the noise of hidden frames drowns what differs between the
+        others.
+        """
+        return self.standardize(self.encoder(waveform_BT), use_running_average=deterministic)
 
     def features(self, waveform_BT: jax.Array, layer: int | None = None) -> jax.Array:
         """Features for the semantic tokens; nothing is masked, nothing random.
@@ -230,7 +244,7 @@ class W2vBert(nn.Module):
           ValueError: no such layer, or T below one frame.
         """
         layer = self.config.feature_layer if layer is None else layer
-        x_BND = self.projection(self.encoder(waveform_BT))
+        x_BND = self.projection(self.encode(waveform_BT))
         context_BND = self.contrastive_half(x_BND, deterministic=True)
         return self.mlm_half.first(context_BND, layer).astype(jnp.float32)
 
@@ -260,12 +274,7 @@ class FeatureEncoder(nn.Module):
 
 
 class GumbelQuantizer(nn.Module):
-    """Chooses one code a frame, differentiably (Gumbel softmax, straight-through).
-
-    Its input is standardised over the batch. Features share a large common part (the average
-    spectrum), which would give all frames the same few codes before anything is learned. Batch
-    statistics do no harm here: only training has a quantizer, `features` never asks it.
-    """
+    """Chooses one code a frame, differentiably (Gumbel softmax, straight-through)."""
 
     codebook_size: int
     codebook_dim: int
@@ -273,7 +282,6 @@ class GumbelQuantizer(nn.Module):
     @nn.compact
     def __call__(self, features_BNF, temperature, *, deterministic: bool) -> Quantized:
         """[B, N, F] to a `Quantized`; everything here is computed in float32."""
-        x_BNF = jax.nn.standardize(features_BNF.astype(jnp.float32), axis=(0, 1), epsilon=1e-4)
         # Logits well above the Gumbel noise: codes follow the sound from the first step, as under
         # a random-projection quantizer. Below it they are drawn at random, nothing can predict
         # them, and the logits only shrink further. The factor stands outside the kernel, whose
@@ -281,7 +289,7 @@ class GumbelQuantizer(nn.Module):
         logits = nn.Dense(
             self.codebook_size, kernel_init=nn.initializers.normal(1.0), name="logits"
         )
-        logits_BNK = logits(x_BNF) * (_LOGIT_SCALE * features_BNF.shape[-1] ** -0.5)
+        logits_BNK = logits(features_BNF) * (_LOGIT_SCALE * features_BNF.shape[-1] ** -0.5)
         codebook_KC = self.param(
             "codebook", nn.initializers.normal(1.0), (self.codebook_size, self.codebook_dim)
         )

@@ -18,6 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+# Residual branches start at zero: a deep stack starts as a short one, and learns from the first
+# step where one of noisy blocks waits for thousands.
+_ZEROS = nn.initializers.zeros
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConformerConfig:
@@ -136,7 +140,7 @@ class FeedForward(nn.Module):
         dropout = nn.Dropout(cfg.dropout, deterministic=self.deterministic)
         x_BTD = nn.LayerNorm(dtype=cfg.dtype, name="norm")(x_BTD)
         x_BTF = nn.swish(nn.Dense(cfg.ffn_dim, dtype=cfg.dtype, name="up")(x_BTD))
-        return dropout(nn.Dense(cfg.model_dim, dtype=cfg.dtype, name="down")(dropout(x_BTF)))
+        return dropout(nn.Dense(cfg.model_dim, kernel_init=_ZEROS, dtype=cfg.dtype, name="down")(dropout(x_BTF)))
 
 
 class SelfAttention(nn.Module):
@@ -155,7 +159,7 @@ class SelfAttention(nn.Module):
         key_BTNH = rotary(dense(name="key")(x_BTD).reshape(heads))
         value_BTNH = dense(name="value")(x_BTD).reshape(heads)
         mixed_BTNH = jax.nn.dot_product_attention(query_BTNH, key_BTNH, value_BTNH)
-        out_BTD = dense(name="out")(mixed_BTNH.reshape(x_BTD.shape))
+        out_BTD = dense(kernel_init=_ZEROS, name="out")(mixed_BTNH.reshape(x_BTD.shape))
         return nn.Dropout(cfg.dropout, deterministic=self.deterministic)(out_BTD)
 
 
@@ -172,7 +176,7 @@ class ConvModule(nn.Module):
         x_BTD = nn.glu(nn.Dense(2 * cfg.model_dim, dtype=cfg.dtype, name="gate")(x_BTD))
         x_BTD = DepthwiseConv(cfg.conv_kernel, cfg.dtype, name="depthwise")(x_BTD)
         x_BTD = nn.swish(nn.LayerNorm(dtype=cfg.dtype, name="conv_norm")(x_BTD))
-        x_BTD = nn.Dense(cfg.model_dim, dtype=cfg.dtype, name="out")(x_BTD)
+        x_BTD = nn.Dense(cfg.model_dim, kernel_init=_ZEROS, dtype=cfg.dtype, name="out")(x_BTD)
         return nn.Dropout(cfg.dropout, deterministic=self.deterministic)(x_BTD)
 
 

@@ -75,7 +75,7 @@ class SemanticTokenizer:
     """
 
     config: w2v_bert.W2vBertConfig
-    params: Mapping[str, Any]
+    variables: Mapping[str, Any]
     clusters: Mapping[str, np.ndarray]
 
     num_codebooks = 1
@@ -83,7 +83,9 @@ class SemanticTokenizer:
     @classmethod
     def load(cls, component: bundle.Component) -> "SemanticTokenizer":
         """From the component "w2v_bert"."""
-        return cls(component.config, component.variables["params"], component.variables["clusters"])
+        variables = dict(component.variables)
+        clusters = variables.pop("clusters")
+        return cls(component.config, variables, clusters)
 
     @property
     def sample_rate(self) -> int:
@@ -99,8 +101,8 @@ class SemanticTokenizer:
     def _encode(self):
         model = w2v_bert.W2vBert(self.config)
 
-        def encode(params, clusters, waveform_BT):
-            features_BTD = model.apply({"params": params}, waveform_BT, method="features")
+        def encode(variables, clusters, waveform_BT):
+            features_BTD = model.apply(variables, waveform_BT, method="features")
             standard_BTD = (features_BTD - clusters["mean_D"]) / clusters["std_D"]
             return kmeans.assign(clusters["centroids_KD"], standard_BTD)
 
@@ -108,7 +110,7 @@ class SemanticTokenizer:
 
     def encode(self, waveform_BT: np.ndarray) -> np.ndarray:
         """f32 samples at `sample_rate` to int32 tokens [B, frames]."""
-        return np.asarray(self._encode(self.params, self.clusters, waveform_BT))
+        return np.asarray(self._encode(self.variables, self.clusters, waveform_BT))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -49,11 +49,10 @@ def fit_semantic_clusters(
     """
     trained = bundle.load_component(*os.path.split(model))
     network = w2v_bert.W2vBert(trained.config)
-    params = trained.variables["params"]
-    features = jax.jit(lambda p, x: network.apply({"params": p}, x, method="features"))
+    features = jax.jit(lambda v, x: network.apply(v, x, method="features"))
     features_ND = np.concatenate(
         [
-            np.asarray(features(params, batch["waveform"])).reshape(-1, trained.config.model_dim)
+            np.asarray(features(trained.variables, batch["waveform"])).reshape(-1, trained.config.model_dim)
             for batch in _batches(dataset, num_batches, batch_size, seed)
         ]
     )
@@ -64,7 +63,7 @@ def fit_semantic_clusters(
     clusters = {"mean_D": mean_D, "std_D": std_D, "centroids_KD": np.asarray(centroids_KD)}
     bundle.save_component(
         *os.path.split(component),
-        bundle.Component(trained.config, {"params": params, "clusters": clusters}),
+        bundle.Component(trained.config, {**trained.variables, "clusters": clusters}),
     )
 
 

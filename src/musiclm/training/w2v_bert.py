@@ -98,19 +98,24 @@ class W2vBertTask:
         """One update on a batch."""
 
         def loss(params):
-            metrics = self._losses(params, state.step, batch, key, deterministic=False)
-            return metrics["loss"], metrics
+            variables = {"params": params, **state.model_state}
+            metrics, model_state = self._losses(
+                variables, state.step, batch, key, deterministic=False
+            )
+            return metrics["loss"], (metrics, model_state)
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+        gradients, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params)
         metrics["gumbel_temperature"] = self.gumbel_temperature(state.step)
         metrics["learning_rate"] = self.optimizer.rate(state.step)
-        return state.apply_gradients(gradients, self._updates()), metrics
+        return state.apply_gradients(gradients, self._updates(), model_state), metrics
 
     def evaluate(
         self, state: TrainState, batch: Mapping[str, Any], key: jax.Array
     ) -> dict[str, jax.Array]:
         """The losses without dropout or Gumbel noise, on masks drawn from the key."""
-        return self._losses(state.params, state.step, batch, key, deterministic=True)
+        variables = {"params": state.params, **state.model_state}
+        metrics, _ = self._losses(variables, state.step, batch, key, deterministic=True)
+        return metrics
 
     def export(self, state: TrainState) -> tuple[W2vBertConfig, dict[str, Any]]:
         """What `features` needs: no heads, no quantizer, no block above the feature layer."""
@@ -121,7 +126,8 @@ class W2vBertTask:
         params["mlm_half"] = jax.tree.map(
             lambda stacked_L: stacked_L[:num_blocks], state.params["mlm_half"]
         )
-        return dataclasses.replace(self.config, mlm_blocks=num_blocks), {"params": params}
+        config = dataclasses.replace(self.config, mlm_blocks=num_blocks)
+        return config, {"params": params, **state.model_state}
 
     def health(self) -> tuple[health.HealthCheck, ...]:
         """Gates for the two ways in which w2v-BERT fails."""
@@ -172,16 +178,19 @@ class W2vBertTask:
             span=self.mask_span,
         )
 
-    def _losses(self, params, step, batch, key, *, deterministic):
+    def _losses(self, variables, step, batch, key, *, deterministic):
+        """The metrics, and the model's other collections after the batch."""
         mask_key, distractor_key, *stream_keys = jax.random.split(key, 5)
         mask_BN = self._mask(mask_key, batch["waveform"])
-        output: W2vBertOutput = self.model.apply(
-            {"params": params},
+        output: W2vBertOutput
+        output, model_state = self.model.apply(
+            variables,
             batch["waveform"],
             mask_BN,
             self.gumbel_temperature(step),
             deterministic=deterministic,
             rngs=dict(zip(("mask", "gumbel", "dropout"), stream_keys, strict=True)),
+            mutable=["batch_stats"],
         )
         targets = output.targets
         contrastive = masked.contrastive_loss(
@@ -202,4 +211,4 @@ class W2vBertTask:
             "diversity_loss": diversity,
             "prediction_accuracy": masked.masked_mean(hits_BN.astype(jnp.float32), mask_BN),
             "codebook_perplexity": masked.perplexity(usage_K / targets.ids_BN.size),
-        }
+        }, model_state
