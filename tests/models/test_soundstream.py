@@ -63,17 +63,18 @@ def test_default_is_musiclms():
 
 
 @pytest.mark.parametrize("config", [TINY, STEMMED])
-def test_no_frame_hears_past_its_hop(config):
+def test_no_frame_hears_past_its_hop_and_lookahead(config):
     model, variables, waveform_BT = _codec(config)
     cut = 17 * config.hop_length
-    changed_BT = waveform_BT.at[:, cut:].set(-waveform_BT[:, cut:])
+    heard = cut + config.lookahead
+    changed_BT = waveform_BT.at[:, heard:].set(-waveform_BT[:, heard:])
     before_BTD, after_BTD = (
         model.run(variables, x_BT, method="latents") for x_BT in (waveform_BT, changed_BT)
     )
     np.testing.assert_allclose(before_BTD[:, :17], after_BTD[:, :17], atol=1e-6)
     assert float(jnp.abs(before_BTD[:, 17] - after_BTD[:, 17]).max()) > 1e-3
     # The last sample before the cut does reach frame 16: the hop adds no delay.
-    nudged_BT = waveform_BT.at[:, cut - 1].add(1.0)
+    nudged_BT = waveform_BT.at[:, heard - 1].add(1.0)
     nudged_BTD = model.run(variables, nudged_BT, method="latents")
     assert float(jnp.abs(before_BTD[:, 16] - nudged_BTD[:, 16]).max()) > 1e-4
 
@@ -87,6 +88,17 @@ def test_prefix_of_codes_decodes_to_prefix_of_waveform(config):
         prefix_BT = model.run(variables, codes_BTQ[:, :frames], method="decode")
         assert prefix_BT.shape == (2, frames * config.hop_length)
         np.testing.assert_allclose(prefix_BT, whole_BT[:, : prefix_BT.shape[1]], atol=1e-5)
+
+
+def test_a_codec_of_bands_starts_as_a_perfect_reconstruction():
+    """Its layers only move numbers, where the latents have room for all of them."""
+    config = dataclasses.replace(STEMMED, encoder_channels=8, decoder_channels=8, latent_dim=16)
+    model = SoundStream(config)
+    waveform_BT = 0.01 * jax.random.normal(jax.random.key(0), (2, 30 * config.hop_length))
+    variables = model.init(jax.random.key(1), waveform_BT)
+    output_BT = model.apply(variables, waveform_BT, quantize=False).waveform_BT
+    middle = slice(config.lookahead, -config.lookahead)  # the first and last block have no partner
+    np.testing.assert_allclose(output_BT[:, middle], waveform_BT[:, middle], atol=1e-4)
 
 
 def test_codes_and_training_pass_agree():

@@ -60,3 +60,41 @@ def test_layers_start_as_an_isometry_and_its_transpose(length, width, stride, fe
     out_BTC = up.apply(up.init(jax.random.key(3), z_BTC), z_BTC)
     assert out_BTC.shape == (2, 10 * stride, 4)
     np.testing.assert_allclose(jnp.linalg.norm(out_BTC), jnp.linalg.norm(z_BTC), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(3, 1), (4, 2), (5, 4)])
+def test_identity_layers_move_numbers_there_and_back(channels, stride):
+    x_BTC = _random(0, 2, 6 * stride, channels)
+    packed = channels * stride
+    down = conv.CausalConv(
+        packed, 2 * stride, stride=stride, kernel_init=conv.identity_init(stride)
+    )
+    y_BTC = down.apply(down.init(jax.random.key(0), x_BTC), x_BTC)
+    assert y_BTC[0, 1, packed - 1] == x_BTC[0, 2 * stride - 1, channels - 1]
+    up = conv.CausalTransposedConv(
+        channels, 2 * stride, stride=stride,
+        kernel_init=conv.identity_init(stride, transposed=True),
+    )  # fmt: skip
+    np.testing.assert_array_equal(up.apply(up.init(jax.random.key(0), y_BTC), y_BTC), x_BTC)
+
+
+def test_identity_layer_keeps_the_first_channels_where_there_is_no_room_for_all():
+    x_BTC = _random(0, 1, 8, 6)
+    layer = conv.CausalConv(4, 4, stride=2, kernel_init=conv.identity_init(2))
+    y_BTC = layer.apply(layer.init(jax.random.key(0), x_BTC), x_BTC)
+    np.testing.assert_array_equal(y_BTC.reshape(4, 2, 2).swapaxes(1, 2), x_BTC.reshape(4, 2, 6)[..., :2])
+
+
+@pytest.mark.parametrize("stride", [4, 40])
+def test_lapped_transform_reconstructs_a_block_late(stride):
+    x_BTC = _random(0, 2, 12 * stride, 1)
+    analysis = conv.CausalConv(
+        stride + 3, 3 * stride, stride=stride, kernel_init=conv.lapped_init(stride)
+    )
+    synthesis = conv.CausalTransposedConv(
+        1, 3 * stride, stride=stride, kernel_init=conv.lapped_init(stride, transposed=True)
+    )
+    bands_BTC = analysis.apply(analysis.init(jax.random.key(0), x_BTC), x_BTC)
+    out_BTC = synthesis.apply(synthesis.init(jax.random.key(0), bands_BTC), bands_BTC)
+    np.testing.assert_allclose(out_BTC[:, stride:], x_BTC[:, :-stride], atol=1e-5)
+    np.testing.assert_array_equal(bands_BTC[..., stride:], 0.0)
