@@ -12,6 +12,21 @@ hypothesis.settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")
+def moved():
+    """Moves all weights, as training does: branches that start at zero would hide the rest."""
+    import jax
+
+    def moved(params):
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(9), len(leaves))
+        return tree.unflatten(
+            [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        )
+
+    return moved
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory) -> pathlib.Path:
     """A sealed bundle of untrained models, as small as the chain allows: noise, but whole."""
     import jax

@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
             soundfont=args.soundfont,
         )
     except (BuildError, SynthError, WorkerError, manifest.ManifestError) as error:
-        print(f"musiclm data gm: {error}", file=sys.stderr)
+        print(f"musiclm: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         reason = error.strerror or error
-        print(f"musiclm data gm: cannot write {args.out}: {reason}", file=sys.stderr)
+        print(f"musiclm: error: cannot write {args.out}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

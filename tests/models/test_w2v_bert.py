@@ -25,17 +25,9 @@ def _streams(seed):
 
 
 @pytest.fixture(scope="module")
-def variables():
+def variables(moved):
     fresh = jax.jit(lambda: MODEL.init(_streams(0), *_inputs(), 1.0, deterministic=False))()
-    return _as_if_trained(fresh)
-
-
-def _as_if_trained(variables):
-    """Moves every weight: branches that start at zero would hide what a test looks for."""
-    leaves, tree = jax.tree.flatten(variables["params"])
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return variables | {"params": tree.unflatten(moved)}
+    return fresh | {"params": moved(fresh["params"])}
 
 
 def _inputs(batch=2, frames=25, seed=0):

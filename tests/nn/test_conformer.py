@@ -14,10 +14,16 @@ CONFIG = conformer.ConformerConfig(
 
 
 @pytest.fixture(scope="module")
-def stack():
+def fresh():
     x_BTD = jax.random.normal(jax.random.key(0), (2, 9, 16))
     model = conformer.ConformerStack(CONFIG)
     return model, model.init(jax.random.key(1), x_BTD, deterministic=True), x_BTD
+
+
+@pytest.fixture(scope="module")
+def stack(fresh, moved):
+    model, variables, x_BTD = fresh
+    return model, moved(variables), x_BTD
 
 
 def _unrolled(variables, x_BTD, num_blocks):
@@ -47,8 +53,14 @@ def test_first_names_a_layer_that_is_not_there(stack):
         model.apply(variables, x_BTD, 4, method="first")
 
 
-def test_blocks_start_with_different_weights(stack):
-    kernel_LDF = stack[1]["params"]["blocks"]["ffn_in"]["up"]["kernel"]
+def test_branches_start_at_zero(fresh):
+    model, variables, x_BTD = fresh
+    out_BTD = model.apply(variables, x_BTD, deterministic=True)
+    np.testing.assert_allclose(out_BTD, jax.nn.standardize(x_BTD), atol=1e-3)
+
+
+def test_blocks_start_with_different_weights(fresh):
+    kernel_LDF = fresh[1]["params"]["blocks"]["ffn_in"]["up"]["kernel"]
     assert kernel_LDF.shape == (3, 16, 24)
     assert float(jnp.abs(kernel_LDF[0] - kernel_LDF[1]).max()) > 0.1
 

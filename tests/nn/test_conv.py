@@ -82,7 +82,9 @@ def test_identity_layer_keeps_the_first_channels_where_there_is_no_room_for_all(
     x_BTC = _random(0, 1, 8, 6)
     layer = conv.CausalConv(4, 4, stride=2, kernel_init=conv.identity_init(2))
     y_BTC = layer.apply(layer.init(jax.random.key(0), x_BTC), x_BTC)
-    np.testing.assert_array_equal(y_BTC.reshape(4, 2, 2).swapaxes(1, 2), x_BTC.reshape(4, 2, 6)[..., :2])
+    np.testing.assert_array_equal(
+        y_BTC.reshape(4, 2, 2).swapaxes(1, 2), x_BTC.reshape(4, 2, 6)[..., :2]
+    )
 
 
 @pytest.mark.parametrize("stride", [4, 40])

@@ -140,7 +140,11 @@ class FeedForward(nn.Module):
         dropout = nn.Dropout(cfg.dropout, deterministic=self.deterministic)
         x_BTD = nn.LayerNorm(dtype=cfg.dtype, name="norm")(x_BTD)
         x_BTF = nn.swish(nn.Dense(cfg.ffn_dim, dtype=cfg.dtype, name="up")(x_BTD))
-        return dropout(nn.Dense(cfg.model_dim, kernel_init=_ZEROS, dtype=cfg.dtype, name="down")(dropout(x_BTF)))
+        return dropout(
+            nn.Dense(cfg.model_dim, kernel_init=_ZEROS, dtype=cfg.dtype, name="down")(
+                dropout(x_BTF)
+            )
+        )
 
 
 class SelfAttention(nn.Module):

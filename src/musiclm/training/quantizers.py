@@ -52,7 +52,9 @@ def fit_semantic_clusters(
     features = jax.jit(lambda v, x: network.apply(v, x, method="features"))
     features_ND = np.concatenate(
         [
-            np.asarray(features(trained.variables, batch["waveform"])).reshape(-1, trained.config.model_dim)
+            np.asarray(features(trained.variables, batch["waveform"])).reshape(
+                -1, trained.config.model_dim
+            )
             for batch in _batches(dataset, num_batches, batch_size, seed)
         ]
     )

@@ -230,7 +230,7 @@ class SoundStreamTask:
             + self.waveform_weight * metrics["waveform"]
             + commitment_share * commitment
         )
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = self.optimizer.rate(state.step)
         return state.replace(
             step=state.step + 1,
