@@ -179,9 +179,27 @@ def test_quantizer_hands_out_codebook_vectors():
 
 def test_untrained_quantizer_uses_much_of_its_codebook():
     quantizer, params, x_BNF = _quantizer(codes=16)
-    # A large common part, as spectra have, must not decide the codes.
-    quantized = quantizer.apply(params, x_BNF + 30.0, 1.0, deterministic=True)
+    quantized = quantizer.apply(params, x_BNF, 1.0, deterministic=True)
     assert len(np.unique(quantized.ids_BN)) > 10
+
+
+def test_features_are_standardised_by_the_batch_and_by_what_was_seen(variables):
+    """A large common part, as spectra have, must decide nothing."""
+    waveform_BT, _ = _inputs(batch=8)
+
+    def encode(variables, deterministic):
+        return MODEL.apply(
+            variables, waveform_BT, deterministic=deterministic, method="encode",
+            mutable=["batch_stats"],
+        )  # fmt: skip
+
+    now_BNF, _ = encode(variables, False)
+    assert float(jnp.abs(now_BNF.mean((0, 1))).max()) < 1e-4
+    update = jax.jit(lambda variables: variables | encode(variables, False)[1])
+    for _ in range(700):  # the moving averages forget 1 % a step
+        variables = update(variables)
+    later_BNF, _ = encode(variables, True)
+    np.testing.assert_allclose(later_BNF, now_BNF, atol=0.05)
 
 
 def test_gradients_reach_codebook_logits_and_features():

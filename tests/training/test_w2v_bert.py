@@ -40,7 +40,7 @@ def _batch(seed, size=12):
 def trained():
     state = first = jax.jit(TASK.init)(jax.random.key(0), _batch(0))
     step = jax.jit(TASK.step)
-    for i in range(250):
+    for i in range(450):
         state, metrics = step(state, _batch(i), jax.random.key(i))
     return first, state, metrics
 
@@ -58,7 +58,7 @@ def test_training_beats_untrained_and_chance(trained):
 
 def test_a_step_counts_moves_and_reports(trained):
     first, state, metrics = trained
-    assert int(state.step) == 250
+    assert int(state.step) == 450
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), first.params, state.params)
     assert min(jax.tree.leaves(moved)) > 0
     for gate in TASK.health():
@@ -83,7 +83,9 @@ def test_exported_part_gives_the_same_features(trained):
     _, state, _ = trained
     config, variables = TASK.export(state)
     waveform_BT = _batch(3)["waveform"][:2]
-    whole = W2vBert(CONFIG).apply({"params": state.params}, waveform_BT, method="features")
+    whole = W2vBert(CONFIG).apply(
+        {"params": state.params, **state.model_state}, waveform_BT, method="features"
+    )
     part = W2vBert(config).apply(variables, waveform_BT, method="features")
     np.testing.assert_allclose(part, whole, atol=1e-5)
     assert config.mlm_blocks == 1

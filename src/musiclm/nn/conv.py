@@ -177,6 +177,7 @@ class CausalTransposedConv(nn.Module):
       features: output channels.
       kernel_size: taps, a multiple of `stride`.
       stride: output frames an input frame.
+      kernel_init: of the kernel `[K, I, O]`; `isometric_init` when None.
       dtype: type to compute in; parameters stay float32.
     """
 
