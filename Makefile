@@ -60,7 +60,7 @@ RAW = $(RUN)/models
 BUNDLE = $(RUN)/bundle
 PY = .venv/bin/python -m
 # XLA asks for its buffers anew at every step: handing them back to the kernel in between, in small
-# pages, costs a third of the time on a CPU.
+# pages, costs a quarter of the time on a CPU.
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736
 TRAIN = $(KEEP_MEMORY) $(PY) musiclm.bin.train
 FIT = $(PY) musiclm.bin.fit

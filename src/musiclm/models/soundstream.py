@@ -20,6 +20,9 @@ from flax import linen as nn
 from musiclm.nn import conv, quantization
 
 _SOFTPLUS_ONE = math.log(math.e - 1)  # softplus of it is 1
+# Where a codec is of bands, its activations start as the signal's: at a tenth of it, ELU is
+# nearly the identity.
+_BAND_SCALE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,16 +193,11 @@ class SoundStream(nn.Module):
         return self.decoder(self.quantizer.decode(codes_BTQ))
 
 
-# Where a codec is of bands, its activations start as the signal's: at a tenth of it, ELU is
-# nearly the identity.
-_BAND_SCALE = 0.1
-
-
-def _inits(config: SoundStreamConfig):
-    """The initialisers of the first or last layer, and of those between: stride to kernel."""
+def _start(config: SoundStreamConfig):
+    """How both halves start: initialisers of the outermost layer and of the others, and scale."""
     if config.stem_stride > 1:
-        return conv.lapped_init, conv.identity_init
-    return conv.isometric_init, conv.isometric_init
+        return conv.lapped_init, conv.identity_init, _BAND_SCALE
+    return conv.isometric_init, conv.isometric_init, 1.0
 
 
 class Encoder(nn.Module):
@@ -210,8 +208,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, waveform_BT: jax.Array) -> jax.Array:
         config = self.config
-        edge_init, init = _inits(config)
-        scale = _BAND_SCALE if config.stem_stride > 1 else 1.0
+        edge_init, init, scale = _start(config)
         width = config.encoder_channels
         ahead_BT = jnp.pad(waveform_BT[:, config.lookahead :], ((0, 0), (0, config.lookahead)))
         x = conv.CausalConv(
@@ -242,8 +239,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latents_BTD: jax.Array) -> jax.Array:
         config = self.config
-        edge_init, init = _inits(config)
-        scale = _BAND_SCALE if config.stem_stride > 1 else 1.0
+        edge_init, init, scale = _start(config)
         width = config.decoder_channels * 2 ** len(config.strides)
         x = conv.CausalConv(
             width, config.kernel_size, kernel_init=init(1), dtype=config.dtype, name="stem"
