@@ -103,9 +103,13 @@ $(BUNDLE)/w2v_bert.safetensors: $(RAW)/w2v_bert.safetensors
 	$(FIT) --gin_file=gin/train/mini/semantic_clusters.gin $(call bind,CORPUS,$(CORPUS)) \
 		$(call bind,MODEL,$(RAW)/w2v_bert) $(call bind,COMPONENT,$(BUNDLE)/w2v_bert)
 
-$(BUNDLE)/soundstream.safetensors: $(RUN)/corpus/train.complete
+$(RAW)/soundstream_start.safetensors: $(RUN)/corpus/train.complete
+	$(FIT) --gin_file=gin/train/mini/soundstream_start.gin $(call bind,CORPUS,$(CORPUS)) \
+		$(call bind,COMPONENT,$(RAW)/soundstream_start)
+
+$(BUNDLE)/soundstream.safetensors: $(RAW)/soundstream_start.safetensors
 	$(TRAIN) --gin_file=gin/train/mini/soundstream.gin $(call bind,CORPUS,$(CORPUS)) \
-		$(call bind,WORKDIR,$(RUN)/soundstream) $(call bind,COMPONENT,$(BUNDLE)/soundstream)
+		$(call bind,START,$(RAW)/soundstream_start) $(call bind,WORKDIR,$(RUN)/soundstream) $(call bind,COMPONENT,$(BUNDLE)/soundstream)
 
 $(RUN)/tokens.complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
 		$(BUNDLE)/soundstream.safetensors

@@ -28,6 +28,28 @@ def test_stft_equals_librosa():
     np.testing.assert_allclose(ours_NF, reference_NF, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("window_size", "hop_size"), [(512, 128), (960, 160)])
+def test_istft_inverts_stft(window_size, hop_size):
+    waveform_BT = np.random.default_rng(0).normal(size=(2, 20 * hop_size)).astype(np.float32)
+    spectrum_BNF = audio.stft(waveform_BT, window_size, hop_size)
+    back_BT = audio.istft(spectrum_BNF, window_size, hop_size)
+    np.testing.assert_allclose(back_BT, waveform_BT, atol=1e-4)
+
+
+def test_griffin_lim_finds_the_phases_of_a_chord():
+    time_T = np.arange(8_000) / 16_000
+    chord_BT = sum(np.sin(2 * np.pi * hz * time_T) for hz in (220.0, 277.2, 329.6))[None]
+    wanted_BNF = np.abs(audio.stft(chord_BT.astype(np.float32), 960, 160))
+
+    def error(num_iters):
+        found_BT = audio.griffin_lim(wanted_BNF, 960, 160, num_iters)
+        found_BNF = np.abs(audio.stft(found_BT, 960, 160))
+        return np.linalg.norm(found_BNF - wanted_BNF) / np.linalg.norm(wanted_BNF)
+
+    assert error(32) < 0.1
+    assert error(32) < 0.25 * error(0)  # random phases alone
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(1, 2_000), hop_size=st.sampled_from([50, 64, 160]), ratio=st.integers(1, 5)

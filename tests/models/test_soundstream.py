@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm.models.soundstream import SoundStream, SoundStreamConfig
+from musiclm.models.soundstream import SoundStream, SoundStreamConfig, SpectrumConfig
 
 TINY = SoundStreamConfig(
     sample_rate=800, encoder_channels=4, decoder_channels=4, strides=(2, 4), latent_dim=6,
     dilations=(1, 3), num_codebooks=3, codebook_size=16,
 )  # fmt: skip
-STEMMED = dataclasses.replace(TINY, stem_stride=4, strides=(2,))
+SPECTRUM = SpectrumConfig(window_size=24, hop_size=4, phase_iters=64)
+SPECTRAL = dataclasses.replace(TINY, spectrum=SPECTRUM, strides=(2,))
 
 
 class _Jitted(SoundStream):
@@ -62,7 +63,7 @@ def test_default_is_musiclms():
     assert _num_parameters(config) == pytest.approx(8.4e6, rel=0.03)
 
 
-@pytest.mark.parametrize("config", [TINY, STEMMED])
+@pytest.mark.parametrize("config", [TINY, SPECTRAL])
 def test_no_frame_hears_past_its_hop_and_lookahead(config):
     model, variables, waveform_BT = _codec(config)
     cut = 17 * config.hop_length
@@ -79,8 +80,8 @@ def test_no_frame_hears_past_its_hop_and_lookahead(config):
     assert float(jnp.abs(before_BTD[:, 16] - nudged_BTD[:, 16]).max()) > 1e-4
 
 
-@pytest.mark.parametrize("config", [TINY, STEMMED])
-def test_prefix_of_codes_decodes_to_prefix_of_waveform(config):
+def test_prefix_of_codes_decodes_to_prefix_of_waveform():
+    config = TINY
     model, variables, waveform_BT = _codec(config)
     codes_BTQ = model.run(variables, waveform_BT, method="encode")
     whole_BT = model.run(variables, codes_BTQ, method="decode")
@@ -90,15 +91,43 @@ def test_prefix_of_codes_decodes_to_prefix_of_waveform(config):
         np.testing.assert_allclose(prefix_BT, whole_BT[:, : prefix_BT.shape[1]], atol=1e-5)
 
 
-def test_a_codec_of_bands_starts_as_a_perfect_reconstruction():
-    """Its layers only move numbers, where the latents have room for all of them."""
-    config = dataclasses.replace(STEMMED, encoder_channels=8, decoder_channels=8, latent_dim=16)
-    model = SoundStream(config)
-    waveform_BT = 0.01 * jax.random.normal(jax.random.key(0), (2, 30 * config.hop_length))
-    variables = model.init(jax.random.key(1), waveform_BT)
-    output_BT = model.apply(variables, waveform_BT, quantize=False).waveform_BT
-    middle = slice(config.lookahead, -config.lookahead)  # the first and last block have no partner
-    np.testing.assert_allclose(output_BT[:, middle], waveform_BT[:, middle], atol=1e-4)
+def test_magnitudes_of_a_spectrum_come_back_as_the_sound():
+    time_T = np.arange(800) / 800
+    tone_BT = jnp.asarray(0.5 * np.sin(2 * np.pi * np.array([[60.0], [220.0]]) * time_T))
+    frames_BNF = SPECTRUM.analyse(tone_BT)
+    assert frames_BNF.shape == (2, 200, SPECTRUM.num_bins)
+    # With the sound's own phases it is the sound; otherwise it has its spectrum.
+    np.testing.assert_allclose(SPECTRUM.synthesise_like(frames_BNF, tone_BT), tone_BT, atol=1e-4)
+    found_BT = SPECTRUM.synthesise(frames_BNF)
+    magnitude_BNF, found_BNF = (
+        np.exp(SPECTRUM.analyse(x_BT) * SPECTRUM.log_deviation) for x_BT in (tone_BT, found_BT)
+    )
+    error = np.linalg.norm(found_BNF - magnitude_BNF) / np.linalg.norm(magnitude_BNF)
+    assert error < 0.1
+    assert float(jnp.abs(SPECTRUM.synthesise(frames_BNF + 100.0)).max()) < 20.0
+
+
+def test_a_codec_of_magnitudes_trains_and_decodes_the_same_spectra():
+    model, variables, waveform_BT = _codec(SPECTRAL)
+    codes_BTQ = model.run(variables, waveform_BT, method="encode")
+    frames_BNF = model.run(
+        variables,
+        codes_BTQ,
+        method=lambda codec, codes: codec.decoder(codec.quantizer.decode(codes)),
+    )
+    assert frames_BNF.shape == (2, 60, SPECTRUM.num_bins)
+    trained_BT = model.run(variables, waveform_BT).waveform_BT
+    np.testing.assert_allclose(
+        trained_BT, SPECTRUM.synthesise_like(frames_BNF, waveform_BT), atol=1e-3
+    )
+    decoded_BT = model.run(variables, codes_BTQ, method="decode")
+    assert decoded_BT.shape == waveform_BT.shape
+    # Random spectra belong to no sound, yet some of them must come through.
+    wanted, found = (
+        np.log(SPECTRUM.magnitudes(x_BNF) + 1e-3).ravel()
+        for x_BNF in (frames_BNF, SPECTRUM.analyse(decoded_BT))
+    )
+    assert np.corrcoef(wanted, found)[0, 1] > 0.3
 
 
 def test_codes_and_training_pass_agree():
@@ -164,6 +193,7 @@ def test_denoise_needs_the_option():
         ({"strides": (3, 7)}, r"strides=\(3, 7\) make a hop of 21"),
         ({"strides": ()}, r"strides=\(\): give at least one"),
         ({"encoder_channels": 5}, "encoder_channels=5: residual units halve it"),
+        ({"spectrum": dataclasses.replace(SPECTRUM, hop_size=3)}, "make a hop of 24, which"),
         ({"codebook_size": 1}, "codebook_size=1: set 2 or more"),
         ({"num_codebooks": 0}, "num_codebooks=0: set 1 or more"),
     ],
@@ -171,3 +201,13 @@ def test_denoise_needs_the_option():
 def test_config_names_what_to_mend(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"hop_size": 9}, "window_size=24 is no even multiple of hop_size=9"),
+     ({"phase_iters": 0}, "phase_iters=0: set 1 or more")],
+)  # fmt: skip
+def test_spectrum_names_what_to_mend(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SPECTRUM, **changes)

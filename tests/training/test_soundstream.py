@@ -14,7 +14,7 @@ from musiclm.training.soundstream import SoundStreamTask
 
 RATE = 2_000
 CONFIG = SoundStreamConfig(
-    sample_rate=RATE, encoder_channels=8, decoder_channels=8, strides=(4, 5), stem_stride=2,
+    sample_rate=RATE, encoder_channels=8, decoder_channels=8, strides=(2, 4, 5),
     latent_dim=8, dilations=(1,), num_codebooks=3, codebook_size=32,
 )  # fmt: skip
 DISCRIMINATOR = DiscriminatorConfig(

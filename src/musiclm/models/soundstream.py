@@ -5,7 +5,13 @@
 Every layer is causal, so frame t of the codes reads no sample past its hop, and a prefix of the
 codes decodes to a prefix of the waveform.
 
-Shape legend: B batch, T samples or frames, C channels, D latent dimension, Q levels.
+With a `SpectrumConfig`, encoder and decoder work on the magnitudes of short-time spectra in place
+of samples, each with a linear path beside its convolutions, and the decoder's phases are found by
+Griffin and Lim's algorithm. Such a codec is quick on a CPU, spends no bits on phases, and can start
+as the principal components of its corpus (`training.principal`).
+
+Shape legend: B batch, T samples or frames, C channels, D latent dimension, Q levels, N spectra,
+F frequency bins.
 """
 
 import dataclasses
@@ -17,12 +23,67 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from musiclm import audio
 from musiclm.nn import conv, quantization
 
-_SOFTPLUS_ONE = math.log(math.e - 1)  # softplus of it is 1
-# Where a codec is of bands, its activations start as the signal's: at a tenth of it, ELU is
-# nearly the identity.
-_BAND_SCALE = 0.1
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectrumConfig:
+    """What a codec of magnitudes codes. Not in the paper.
+
+    Attributes:
+      window_size: Hann window, in samples; a multiple of `hop_size`.
+      hop_size: samples between spectra.
+      phase_iters: of `audio.griffin_lim`, which finds the decoder's phases.
+      floor: added to the magnitudes before the logarithm, where a full-scale sine is 1.
+      log_mean, log_deviation: of the logarithms, which the codec sees standardised; those of
+        music whose peaks are at full scale.
+    """
+
+    window_size: int = 960
+    hop_size: int = 160
+    phase_iters: int = 32
+    floor: float = 1e-5
+    log_mean: float = -8.0
+    log_deviation: float = 2.0
+
+    def __post_init__(self):
+        if self.hop_size < 1 or self.window_size % (2 * self.hop_size):
+            raise ValueError(
+                f"SpectrumConfig.window_size={self.window_size} is no even multiple of "
+                f"hop_size={self.hop_size}: spectra must overlap, set 4 or 6 times the hop."
+            )
+        if self.phase_iters < 1:
+            raise ValueError(f"SpectrumConfig.phase_iters={self.phase_iters}: set 1 or more.")
+
+    @property
+    def num_bins(self) -> int:
+        """Magnitudes a spectrum, F."""
+        return self.window_size // 2 + 1
+
+    def analyse(self, waveform_BT: jax.Array) -> jax.Array:
+        """Standardised log magnitudes `[B, T // hop_size, F]`."""
+        spectrum_BNF = audio.stft(waveform_BT, self.window_size, self.hop_size)
+        log_BNF = jnp.log(jnp.abs(spectrum_BNF) * (4 / self.window_size) + self.floor)
+        return (log_BNF - self.log_mean) / self.log_deviation
+
+    def magnitudes(self, frames_BNF: jax.Array) -> jax.Array:
+        """The inverse of `analyse`, up to phases; nothing is louder than a full-scale sine."""
+        log_BNF = jnp.minimum(frames_BNF * self.log_deviation + self.log_mean, 0.0)
+        magnitude_BNF = jnp.maximum(jnp.exp(log_BNF) - self.floor, 0.0)
+        return magnitude_BNF * (self.window_size / 4)
+
+    def synthesise(self, frames_BNF: jax.Array) -> jax.Array:
+        """Waveform `[B, N * hop_size]` of standardised log magnitudes."""
+        return audio.griffin_lim(
+            self.magnitudes(frames_BNF), self.window_size, self.hop_size, self.phase_iters
+        )
+
+    def synthesise_like(self, frames_BNF: jax.Array, waveform_BT: jax.Array) -> jax.Array:
+        """The same with the phases of a waveform: quick, and differentiable in the magnitudes."""
+        spectrum_BNF = audio.stft(waveform_BT, self.window_size, self.hop_size)
+        phase_BNF = spectrum_BNF / (jnp.abs(spectrum_BNF) + 1e-12)
+        return audio.istft(self.magnitudes(frames_BNF) * phase_BNF, self.window_size, self.hop_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +95,8 @@ class SoundStreamConfig:
       encoder_channels: C of the encoder, the width of its first layer.
       decoder_channels: C of the decoder, the width before its last layer.
       strides: of the encoder's blocks, first to last; the decoder runs them backwards.
-      stem_stride: samples that the first layer takes in, and the last puts out, at a time. 1 in
-        the paper; more makes a codec of many narrow bands that costs a CPU far less, since most
-        of the work is at the sample rate. Such a codec starts as a lapped transform, see
-        `conv.lapped_init`, hears `stem_stride` samples ahead, and its last layer is gated.
+      spectrum: None codes samples, as in the paper; otherwise magnitudes of spectra. Then nothing
+        is decoded causally, since phases are found for the whole clip.
       latent_dim: D.
       dilations: one residual unit each, in every block.
       kernel_size: taps of the first, the last and the dilated convolutions.
@@ -51,7 +110,7 @@ class SoundStreamConfig:
     encoder_channels: int = 32
     decoder_channels: int = 32
     strides: tuple[int, ...] = (3, 4, 5, 8)
-    stem_stride: int = 1
+    spectrum: SpectrumConfig | None = None
     latent_dim: int = 256
     dilations: tuple[int, ...] = (1, 3, 9)
     kernel_size: int = 7
@@ -62,8 +121,8 @@ class SoundStreamConfig:
 
     def __post_init__(self):
         for field in (
-            "sample_rate", "encoder_channels", "decoder_channels", "stem_stride", "latent_dim",
-            "kernel_size", "num_codebooks",
+            "sample_rate", "encoder_channels", "decoder_channels", "latent_dim", "kernel_size",
+            "num_codebooks",
         ):  # fmt: skip
             if getattr(self, field) < 1:
                 raise ValueError(
@@ -89,18 +148,19 @@ class SoundStreamConfig:
             raise ValueError(
                 f"SoundStreamConfig.strides={self.strides} make a hop of {self.hop_length}, "
                 f"which does not divide sample_rate={self.sample_rate}: choose strides whose "
-                "product (with stem_stride) gives a whole number of frames a second."
+                "product (times spectrum.hop_size) gives a whole number of frames a second."
             )
 
     @property
     def hop_length(self) -> int:
         """Samples a frame."""
-        return self.stem_stride * math.prod(self.strides)
+        return (self.spectrum.hop_size if self.spectrum else 1) * math.prod(self.strides)
 
     @property
     def lookahead(self) -> int:
         """Samples past its own end that a frame hears."""
-        return self.stem_stride if self.stem_stride > 1 else 0
+        spectrum = self.spectrum
+        return (spectrum.window_size - spectrum.hop_size) // 2 if spectrum else 0
 
     @property
     def frame_rate(self) -> int:
@@ -148,6 +208,9 @@ class SoundStream(nn.Module):
     ) -> SoundStreamOutput:  # fmt: skip
         """Reconstructs a waveform through the bottleneck.
 
+        A codec of magnitudes takes the phases of `waveform_BT` here, for training; `decode` is what
+        finds them.
+
         Args:
           waveform_BT: float32; T a multiple of `hop_length`.
           num_levels_B: levels in use, per example (quantizer dropout); all when None.
@@ -156,16 +219,21 @@ class SoundStream(nn.Module):
         """
         latents_BTD = self.latents(waveform_BT, denoise_B)
         quantized = self.quantizer(latents_BTD, num_levels_B)
-        decoder_input_BTD = jnp.where(quantize, quantized.values_BTD, latents_BTD)
+        frames_BTC = self.decoder(jnp.where(quantize, quantized.values_BTD, latents_BTD))
+        spectrum = self.config.spectrum
         return SoundStreamOutput(
-            waveform_BT=self.decoder(decoder_input_BTD),
+            waveform_BT=spectrum.synthesise_like(frames_BTC, waveform_BT)
+            if spectrum
+            else frames_BTC[..., 0],
             latents_BTD=latents_BTD,
             quantized=quantized,
         )
 
     def latents(self, waveform_BT: jax.Array, denoise_B: jax.Array | None = None) -> jax.Array:
         """Encoder output `[B, T // hop_length, D]` before quantisation."""
-        latents_BTD = self.encoder(waveform_BT)
+        spectrum = self.config.spectrum
+        frames_BTC = spectrum.analyse(waveform_BT) if spectrum else waveform_BT[..., None]
+        latents_BTD = self.encoder(frames_BTC)
         if self.config.denoise:
             if denoise_B is None:
                 denoise_B = jnp.zeros(waveform_BT.shape[0], bool)
@@ -190,31 +258,21 @@ class SoundStream(nn.Module):
 
     def decode(self, codes_BTQ: jax.Array) -> jax.Array:
         """Waveform `[B, T * hop_length]` of codes of the first one to Q levels."""
-        return self.decoder(self.quantizer.decode(codes_BTQ))
-
-
-def _start(config: SoundStreamConfig):
-    """How both halves start: initialisers of the outermost layer and of the others, and scale."""
-    if config.stem_stride > 1:
-        return conv.lapped_init, conv.identity_init, _BAND_SCALE
-    return conv.isometric_init, conv.isometric_init, 1.0
+        frames_BTC = self.decoder(self.quantizer.decode(codes_BTQ))
+        spectrum = self.config.spectrum
+        return spectrum.synthesise(frames_BTC) if spectrum else frames_BTC[..., 0]
 
 
 class Encoder(nn.Module):
-    """Waveform `[B, T]` to latents `[B, T // hop_length, D]` (III-A)."""
+    """Samples `[B, T, 1]`, or spectra, to latents `[B, T // prod(strides), D]` (III-A)."""
 
     config: SoundStreamConfig
 
     @nn.compact
-    def __call__(self, waveform_BT: jax.Array) -> jax.Array:
+    def __call__(self, frames_BTC: jax.Array) -> jax.Array:
         config = self.config
-        edge_init, init, scale = _start(config)
         width = config.encoder_channels
-        ahead_BT = jnp.pad(waveform_BT[:, config.lookahead :], ((0, 0), (0, config.lookahead)))
-        x = conv.CausalConv(
-            width, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            kernel_init=edge_init(config.stem_stride), dtype=config.dtype, name="stem",
-        )(scale * ahead_BT[..., None])  # fmt: skip
+        x = conv.CausalConv(width, config.kernel_size, dtype=config.dtype, name="stem")(frames_BTC)
         for block, stride in enumerate(config.strides):
             for unit, dilation in enumerate(config.dilations):
                 x = ResidualUnit(
@@ -222,52 +280,57 @@ class Encoder(nn.Module):
                 )(x)
             width *= 2
             x = conv.CausalConv(
-                width, 2 * stride, stride=stride, kernel_init=init(stride), dtype=config.dtype,
-                name=f"down_{block}",
-            )(nn.elu(x))  # fmt: skip
+                width, 2 * stride, stride=stride, dtype=config.dtype, name=f"down_{block}"
+            )(nn.elu(x))
         x = conv.CausalConv(
-            config.latent_dim, 3, kernel_init=init(1), dtype=config.dtype, name="head"
+            config.latent_dim, 3, kernel_init=_head_init(config), dtype=config.dtype, name="head"
         )(nn.elu(x))
-        return x.astype(jnp.float32) / scale
+        if config.spectrum:
+            hop = math.prod(config.strides)
+            x += conv.CausalConv(
+                config.latent_dim, hop, stride=hop, dtype=config.dtype, name="linear"
+            )(frames_BTC)
+        return x.astype(jnp.float32)
 
 
 class Decoder(nn.Module):
-    """Latents `[B, T, D]` to waveform `[B, T * hop_length]`, the encoder's mirror (III-B)."""
+    """Latents `[B, T, D]` to samples or spectra `[B, T * prod(strides), C]`, the encoder's mirror.
+
+    III-B.
+    """
 
     config: SoundStreamConfig
 
     @nn.compact
     def __call__(self, latents_BTD: jax.Array) -> jax.Array:
         config = self.config
-        edge_init, init, scale = _start(config)
         width = config.decoder_channels * 2 ** len(config.strides)
-        x = conv.CausalConv(
-            width, config.kernel_size, kernel_init=init(1), dtype=config.dtype, name="stem"
-        )(scale * latents_BTD)
+        x = conv.CausalConv(width, config.kernel_size, dtype=config.dtype, name="stem")(latents_BTD)
         for block, stride in enumerate(reversed(config.strides)):
             width //= 2
             x = conv.CausalTransposedConv(
-                width, 2 * stride, stride=stride, kernel_init=init(stride, transposed=True),
-                dtype=config.dtype, name=f"up_{block}",
-            )(nn.elu(x))  # fmt: skip
+                width, 2 * stride, stride=stride, dtype=config.dtype, name=f"up_{block}"
+            )(nn.elu(x))
             for unit, dilation in enumerate(config.dilations):
                 x = ResidualUnit(
                     config.kernel_size, dilation, config.dtype, name=f"unit_{block}_{unit}"
                 )(x)
-        x = nn.elu(x)
-        if config.stem_stride > 1:
-            # A band that should be silent can be: sums over many channels leave noise in it.
-            gate = conv.CausalConv(
-                width, config.kernel_size, kernel_init=nn.initializers.zeros, dtype=config.dtype,
-                name="gate",
-            )(x)  # fmt: skip
-            x = x * nn.softplus(gate + _SOFTPLUS_ONE)
-        head_init = edge_init(config.stem_stride, transposed=True)
-        x = conv.CausalTransposedConv(
-            1, config.kernel_size * config.stem_stride, stride=config.stem_stride,
-            kernel_init=lambda *args: head_init(*args) / scale, dtype=config.dtype, name="head",
-        )(x)  # fmt: skip
-        return x[..., 0].astype(jnp.float32)
+        features = config.spectrum.num_bins if config.spectrum else 1
+        x = conv.CausalConv(
+            features, config.kernel_size, kernel_init=_head_init(config), dtype=config.dtype,
+            name="head",
+        )(nn.elu(x))  # fmt: skip
+        if config.spectrum:
+            hop = math.prod(config.strides)
+            x += conv.CausalTransposedConv(
+                features, hop, stride=hop, dtype=config.dtype, name="linear"
+            )(latents_BTD)
+        return x.astype(jnp.float32)
+
+
+def _head_init(config: SoundStreamConfig) -> nn.initializers.Initializer:
+    """Of the last convolution: beside a linear path it starts at zero, as in residual units."""
+    return nn.initializers.zeros if config.spectrum else conv.isometric_init(1)
 
 
 class ResidualUnit(nn.Module):

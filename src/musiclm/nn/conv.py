@@ -92,54 +92,6 @@ def isometric_init(stride: int, *, transposed: bool = False) -> nn.initializers.
     return init
 
 
-def identity_init(stride: int, *, transposed: bool = False) -> nn.initializers.Initializer:
-    """Initial kernels `[K, I, O]` that only move numbers: channel c at time s of a hop, strided,
-    becomes channel c * stride + s, and a transposed layer undoes it.
-
-    Where the output has fewer channels than a hop has numbers, the first input channels pass.
-    """
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        del key
-        width, num_in, num_out = shape
-        if transposed:
-            packed, channels, tap = num_in, num_out, 0
-        else:
-            packed, channels, tap = num_out, num_in, width - stride
-        place = np.arange(min(packed, channels * stride))
-        taps = tap + place % stride
-        kernel_KIO = jnp.zeros(shape, dtype)
-        if transposed:
-            return kernel_KIO.at[taps, place, place // stride].set(1.0)
-        return kernel_KIO.at[taps, place // stride, place].set(1.0)
-
-    return init
-
-
-def lapped_init(stride: int, *, transposed: bool = False) -> nn.initializers.Initializer:
-    """Initial kernels `[K, 1, O]` (transposed `[K, I, 1]`) of a lapped transform (MDCT).
-
-    The first `stride` channels start as cosines under a sine window of two hops, which overlap
-    into a perfect reconstruction `stride` samples late; the other channels start at zero. Blocks
-    that do not overlap leave steps between them, whose noise fills quiet bands.
-    """
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        del key
-        width = shape[0]
-        time_K1 = np.arange(2 * stride)[:, None]
-        band_C = np.arange(min(stride, shape[1] if transposed else shape[2]))
-        window_K1 = np.sin(np.pi * (time_K1 + 0.5) / (2 * stride))
-        phase_KC = np.pi / stride * (time_K1 + 0.5 + stride / 2) * (band_C + 0.5)
-        basis_KC = jnp.asarray(np.sqrt(2 / stride) * window_K1 * np.cos(phase_KC), dtype)
-        kernel = jnp.zeros(shape, dtype)
-        if transposed:
-            return kernel.at[: 2 * stride, : len(band_C), 0].set(basis_KC)
-        return kernel.at[width - 2 * stride :, 0, : len(band_C)].set(basis_KC)
-
-    return init
-
-
 class CausalConv(nn.Module):
     """Causal convolution with bias, plain, dilated or strided.
 

@@ -5,7 +5,7 @@ B: batch, T: samples or frames, D: width.
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ from musiclm.tokens import wordpiece
 Dataset = Callable[..., Iterator[Mapping[str, np.ndarray]]]
 
 
-def _batches(dataset: Dataset, num_batches: int, batch_size: int, seed: int):
+def sample_batches(
+    dataset: Dataset, num_batches: int, batch_size: int, seed: int
+) -> Iterable[Mapping[str, np.ndarray]]:
+    """The first batches of a data set, with a progress bar."""
     batches = dataset(seed=seed, batch_size=batch_size, start_step=0)
     return tqdm.tqdm(itertools.islice(batches, num_batches), total=num_batches, unit="batch")
 
@@ -55,7 +58,7 @@ def fit_semantic_clusters(
             np.asarray(features(trained.variables, batch["waveform"])).reshape(
                 -1, trained.config.model_dim
             )
-            for batch in _batches(dataset, num_batches, batch_size, seed)
+            for batch in sample_batches(dataset, num_batches, batch_size, seed)
         ]
     )
     mean_D, std_D = features_ND.mean(0), features_ND.std(0) + 1e-6
@@ -109,7 +112,7 @@ def fit_mulan_quantizer(
 
     pairs = [
         jax.device_get(embed(params, batch))
-        for batch in _batches(dataset, num_batches, batch_size, seed)
+        for batch in sample_batches(dataset, num_batches, batch_size, seed)
     ]
     audio_ND, text_ND = (np.concatenate(side) for side in zip(*pairs, strict=True))
     audio_mean_D, text_mean_D = audio_ND.mean(0), text_ND.mean(0)

@@ -8,6 +8,7 @@ Shapes: B batch, T samples or frames, D latent dimension, N = B x frames, Q leve
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from musiclm import bundle
 from musiclm.losses import adversarial, spectral
 from musiclm.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm.models.soundstream import SoundStream, SoundStreamConfig
@@ -63,6 +65,8 @@ class SoundStreamTask:
     Attributes:
       config: the codec.
       optimizer: of the codec.
+      start: a component file, without its suffix, of a codec of the same config, whose weights the
+        training starts from; None starts from random ones.
       discriminator: None trains on reconstruction alone.
       discriminator_optimizer: its steps count from `discriminator_start_step`.
       discriminator_start_step: before it, no adversarial or feature loss.
@@ -86,6 +90,7 @@ class SoundStreamTask:
 
     config: SoundStreamConfig
     optimizer: optim.OptimizerConfig
+    start: str | None = None
     discriminator: DiscriminatorConfig | None = None
     discriminator_optimizer: optim.OptimizerConfig | None = None
     discriminator_start_step: int = 0
@@ -161,6 +166,7 @@ class SoundStreamTask:
         codec_key, discriminator_key = jax.random.split(key)
         # Sizes do not depend on the length; one hop is the cheapest.
         variables = self.model.init(codec_key, batch["waveform"][:1, : config.hop_length])
+        params = self._start(variables["params"])
         shape = (config.num_codebooks, config.codebook_size, config.latent_dim)
         discriminator_params, discriminator_opt_state = {}, ()
         if self.discriminator is not None:
@@ -171,8 +177,8 @@ class SoundStreamTask:
             discriminator_opt_state = self.discriminator_optimizer.make().init(discriminator_params)
         return SoundStreamState(
             step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            opt_state=self.optimizer.make().init(variables["params"]),
+            params=params,
+            opt_state=self.optimizer.make().init(params),
             codebooks=variables["codebooks"],
             codebook_stats=quantization.CodebookStats(
                 counts_QK=jnp.zeros(shape[:2]), sums_QKD=jnp.zeros(shape)
@@ -305,6 +311,19 @@ class SoundStreamTask:
                 advice="The discriminators always win, so they teach nothing. Lower their "
                 "learning_rate or sizes, start them later, or set balance_gradients",
             ),
+        )
+
+    def _start(self, fresh):
+        """The first parameters: those of `start`, if there is one."""
+        if self.start is None:
+            return fresh
+        component = bundle.load_component(*os.path.split(self.start))
+        if component.config != self.config:
+            raise bundle.BundleError(
+                f"SoundStreamTask.start={self.start} is a codec of another config: fit it anew"
+            )
+        return jax.tree.map(
+            lambda _, array: jnp.asarray(array), fresh, component.variables["params"]
         )
 
     def _source_and_target(self, batch, key):

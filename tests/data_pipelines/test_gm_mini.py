@@ -1,0 +1,69 @@
+"""The bundled model on music that it has never heard: what it must be able to do to be worth hearing.
+
+The README's figures come from many more clips; here a dozen tell whether the bundle is whole.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from musiclm import MusicLM, audio, bundle
+from musiclm.evaluation import codec_quality, text_audio
+from musiclm.tokens import tokenizers
+
+
+@pytest.fixture(scope="module")
+def gm_mini():
+    return bundle.load("gm-mini")
+
+
+@pytest.fixture(scope="module")
+def real(held_out_corpus):
+    """Held-out clips [N, T] and the long caption of each."""
+    lines = (held_out_corpus / "manifest.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    waveform_NT = np.stack([audio.read_audio(held_out_corpus / e["file"], 16_000) for e in entries])
+    texts = [next(c["text"] for c in e["captions"] if c["kind"] == "long") for e in entries]
+    return waveform_NT, texts
+
+
+def test_is_small_enough_for_a_repository():
+    folder = bundle.find("gm-mini")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 40e6
+
+
+def test_codec_keeps_the_spectrum(gm_mini, real):
+    codec = tokenizers.AcousticTokenizer.load(gm_mini.components["soundstream"])
+    quality = codec_quality.measure(codec, real[0], levels=(1, codec.num_codebooks))
+    one, all_levels = (quality[q].log_mel_distance_db_N.mean() for q in quality)
+    assert all_levels < 5.0
+    assert all_levels < one - 1.0
+
+
+def test_text_finds_its_music(gm_mini, real):
+    waveform_NT, texts = real
+    mulan = tokenizers.MuLanTokenizer.load(gm_mini.components["mulan"])
+    figures = text_audio.retrieval_figures(
+        mulan.embed_text(texts), text_audio.embed_audio(mulan, waveform_NT), k=3
+    )
+    assert figures["text_to_audio/recall_at_3"].value > 0.8  # chance: 0.25
+
+
+def test_plays_what_it_is_asked_for(gm_mini):
+    """One clip of each of two opposites, by the octave its energy is in."""
+    model = MusicLM(gm_mini)
+    prompts = ["a slow low bass melody, no drums", "a fast high flute melody, no drums"]
+    clips = model.generate(prompts, seconds=4, seed=0)
+    for clip in clips:
+        assert clip.samples.shape == (64_000,)
+        assert np.isfinite(clip.samples).all()
+        assert 0.01 < np.sqrt(np.mean(clip.samples**2)) < 0.5
+        assert np.mean(np.abs(clip.samples) > 0.99) < 0.001  # hardly any clipping
+    low_hz, high_hz = (_centroid_hz(clip.samples) for clip in clips)
+    assert high_hz > 1.3 * low_hz
+
+
+def _centroid_hz(samples_T):
+    power_F = np.abs(np.fft.rfft(samples_T)) ** 2
+    return np.average(np.fft.rfftfreq(len(samples_T), 1 / 16_000), weights=power_F)
