@@ -1,6 +1,6 @@
-"""The bundled model on music that it has never heard: what it must be able to do to be worth hearing.
+"""The bundled model on music that it has never heard: is it whole, and does it do its work?
 
-The README's figures come from many more clips; here a dozen tell whether the bundle is whole.
+The README's figures come from many more clips; a dozen will do here.
 """
 
 import json

@@ -79,8 +79,11 @@ def test_training_starts_from_the_component(start):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"spectrum": None, "strides": (32,)}, "spectrum is None"), ({"latent_dim": 99}, "latent_dim=99 is more")],
-)  # fmt: skip
+    [
+        ({"spectrum": None, "strides": (32,)}, "spectrum is None"),
+        ({"latent_dim": 99}, "latent_dim=99 is more"),
+    ],
+)
 def test_names_what_to_mend(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         fit_principal_components(

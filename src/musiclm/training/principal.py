@@ -57,7 +57,9 @@ def fit_principal_components(
         jax.device_get(moments(batch["waveform"]))
         for batch in sample_batches(dataset, num_batches, batch_size, seed)
     ]
-    sum_V, outer_VV, count = (np.sum(parts, axis=0, dtype=np.float64) for parts in zip(*sums))
+    sum_V, outer_VV, count = (
+        np.sum(parts, axis=0, dtype=np.float64) for parts in zip(*sums, strict=True)
+    )
     mean_V = sum_V / count
     _, vectors_VV = np.linalg.eigh(outer_VV / count - np.outer(mean_V, mean_V))
     basis_VD = vectors_VV[:, ::-1][:, : config.latent_dim]
