@@ -13,7 +13,7 @@ from musiclm.training.soundstream import SoundStreamTask
 
 SPECTRUM = SpectrumConfig(window_size=64, hop_size=16, phase_iters=8)
 CONFIG = SoundStreamConfig(
-    sample_rate=3_200, encoder_channels=8, decoder_channels=8, strides=(2,), latent_dim=24,
+    sample_rate=3_200, encoder_channels=8, decoder_channels=8, strides=(2,), latent_dim=8,
     dilations=(1,), num_codebooks=2, codebook_size=16, spectrum=SPECTRUM,
 )  # fmt: skip
 
