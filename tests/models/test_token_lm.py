@@ -89,11 +89,14 @@ def test_causal(stage):
 
 
 def test_config_changes_what_it_says():
-    def count(*, time_embedding=True, **sizes):
+    layout = StageLayout.coarse(SPEC)
+
+    def count(*, time_embedding=True, tied_embedding=False, **sizes):
         config = TokenLMConfig(
-            layout=StageLayout.coarse(SPEC),
+            layout=layout,
             transformer=dataclasses.replace(TINY, **sizes),
             time_embedding=time_embedding,
+            tied_embedding=tied_embedding,
         )
         return parameters(config)
 
@@ -102,6 +105,24 @@ def test_config_changes_what_it_says():
     assert count(head_dim=16) - count() == layers * 4 * width * TINY.num_heads * 8
     # Five semantic frames and the moment of what has none.
     assert count() - count(time_embedding=False) == 6 * width
+    assert count() - count(tied_embedding=True) == layout.target.num_codes * width
+
+
+def test_a_tied_embedding_scores_codes_by_their_own_vectors():
+    config, _, ids = tiny("coarse")
+    config = dataclasses.replace(config, tied_embedding=True)
+    variables = TokenLM(config).init(jax.random.key(0), ids)
+    layout = config.layout
+    embedding_VM = variables["params"]["tokens"]["embedding"]
+    # One more vector for a code moves its score, in its level alone (it is no input here).
+    code = layout.target_codebook_size - 1
+    row = layout.target_offset + layout.target_codebook_size + code
+    unseen = jnp.full_like(ids, layout.target_offset)
+    logits_BTQK = TokenLM(config).apply(variables, unseen)
+    moved = {"tokens": {"embedding": embedding_VM.at[row].multiply(2.0)}}
+    doubled_BTQK = TokenLM(config).apply({"params": variables["params"] | moved}, unseen)
+    expected_BTQK = logits_BTQK.at[:, :, 1, code].multiply(2.0)
+    np.testing.assert_allclose(doubled_BTQK, expected_BTQK, atol=1e-6)
 
 
 def test_remat_and_blocks_change_nothing():

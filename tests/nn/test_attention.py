@@ -62,3 +62,13 @@ def test_heads_split_and_join():
     assert split.shape == (2, 3, 7, 4)
     np.testing.assert_array_equal(split[1, 2, 3], x[1, 3, 8:])
     np.testing.assert_array_equal(attention.join_heads(split), x)
+
+
+def test_slopes_start_a_bias_that_falls_with_distance():
+    layer = attention.RelativeBias(2, 32, 128, slopes=(0.5, 0.0))
+    bias_HS = np.asarray(layer.apply(layer.init(jax.random.key(0), 300), 300))
+    distances = np.arange(12)
+    np.testing.assert_allclose(bias_HS[0, :12], -0.5 * distances, atol=0.1)
+    assert (np.diff(bias_HS[0]) < 0.15).all()
+    np.testing.assert_allclose(bias_HS[0, 100:], attention.LEAST_START, atol=0.1)
+    np.testing.assert_allclose(bias_HS[1], 0.0, atol=0.1)

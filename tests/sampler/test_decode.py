@@ -44,7 +44,12 @@ def model(stage, gated=True, time_embedding=True):
         gated=gated,
     )
     layout = StageLayout.of(stage, SPEC)
-    config = TokenLMConfig(layout=layout, transformer=sizes, time_embedding=time_embedding)
+    config = TokenLMConfig(
+        layout=layout,
+        transformer=sizes,
+        time_embedding=time_embedding,
+        tied_embedding=time_embedding,
+    )
     ids = jnp.zeros((1, layout.sequence_length), jnp.int32)
     shapes = jax.eval_shape(TokenLM(config).init, jax.random.key(0), ids)
     rng = np.random.default_rng(0)

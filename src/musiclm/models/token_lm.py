@@ -31,6 +31,8 @@ class Layout(Protocol):
     @property
     def target_codebook_size(self) -> int: ...
     @property
+    def target_offset(self) -> int: ...
+    @property
     def times(self) -> np.ndarray: ...
 
 
@@ -46,11 +48,15 @@ class TokenLMConfig:
         semantic token belongs to an acoustic frame, since the distance between the two grows
         along the sequence; a small model learns that alignment much sooner when told. Not in the
         paper.
+      tied_embedding: scores a code by the vector that it has as an input. Acoustic codes often
+        repeat those of the frame before, and a small model learns to copy much sooner so. Not in
+        the paper.
     """
 
     layout: Layout
     transformer: transformer.TransformerConfig
     time_embedding: bool = False
+    tied_embedding: bool = False
 
 
 class TokenLM(nn.Module):
@@ -101,6 +107,8 @@ class TokenLM(nn.Module):
         # The last token of the prefix predicts the first of the target.
         targets_BNM = x_BSM[:, layout.prefix_length - 1 :]
         targets_BTQM = targets_BNM.reshape(ids_BS.shape[0], -1, layout.target_levels, model_dim)
+        if cfg.tied_embedding:
+            return level_logits(targets_BTQM, tied_kernel(layout, embed.embedding))
         return LevelHeads(layout.target_codebook_size, name="head")(targets_BTQM)
 
 
@@ -113,4 +121,16 @@ class LevelHeads(nn.Module):
     def __call__(self, x_BTQM: jax.Array) -> jax.Array:
         shape = (*x_BTQM.shape[2:], self.codebook_size)
         kernel_QMK = self.param("kernel", nn.initializers.normal(0.02), shape)
-        return jnp.einsum("btqm,qmk->btqk", x_BTQM.astype(jnp.float32), kernel_QMK)
+        return level_logits(x_BTQM, kernel_QMK)
+
+
+def level_logits(x_BTQM: jax.Array, kernel_QMK: jax.Array) -> jax.Array:
+    """Each level by its own matrix: f32 [B, T, Q, K]."""
+    return jnp.einsum("btqm,qmk->btqk", x_BTQM.astype(jnp.float32), kernel_QMK)
+
+
+def tied_kernel(layout: Layout, embedding_VM: jax.Array) -> jax.Array:
+    """The matrices [Q, M, K] of `TokenLMConfig.tied_embedding`: the input vectors of each level."""
+    target_NM = embedding_VM[layout.target_offset :]
+    target_QKM = target_NM.reshape(layout.target_levels, layout.target_codebook_size, -1)
+    return target_QKM.swapaxes(1, 2)

@@ -10,6 +10,8 @@ import numpy as np
 
 # What masked scores become: far below any score, and finite, so that gradients stay so too.
 MASKED = -1e30
+# What a bias starts from at most far away: softmax still lets some gradient through.
+LEAST_START = -6.0
 
 
 def relative_buckets(num_distances: int, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -31,19 +33,32 @@ def relative_buckets(num_distances: int, num_buckets: int, max_distance: int) ->
 
 
 class RelativeBias(nn.Module):
-    """A learned bias for each head and bucket of distances; one for all layers, as in T5."""
+    """A learned bias for each head and bucket of distances; one for all layers, as in T5.
+
+    Attributes:
+      num_heads, num_buckets, max_distance: sizes, see `relative_buckets`.
+      slopes: one a head, by which its bias starts to fall with every token of distance, down to
+        `LEAST_START`; none start flat.
+    """
 
     num_heads: int
     num_buckets: int
     max_distance: int
+    slopes: tuple[float, ...] = ()
 
     @nn.compact
     def __call__(self, num_distances: int) -> jax.Array:
         """The bias of distances 0 to `num_distances` - 1: f32 [H, num_distances]."""
-        table = self.param(
-            "embedding", nn.initializers.normal(0.02), (self.num_buckets, self.num_heads)
-        )
+        table = self.param("embedding", self._init, (self.num_buckets, self.num_heads))
         return table[relative_buckets(num_distances, self.num_buckets, self.max_distance)].T
+
+    def _init(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        noise = nn.initializers.normal(0.02)(key, shape)
+        if not self.slopes:
+            return noise
+        buckets = relative_buckets(self.max_distance, self.num_buckets, self.max_distance)
+        nearest = np.searchsorted(buckets, np.arange(self.num_buckets))
+        return noise + np.maximum(-np.outer(nearest, self.slopes), LEAST_START)
 
 
 def bias_of_block(bias_HS: jax.Array, start: int, stop: int) -> jax.Array:

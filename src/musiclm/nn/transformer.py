@@ -26,6 +26,9 @@ class TransformerConfig:
       gated: GELU-gated feed-forward (three matrices, T5 1.1), or plain with ReLU (two, T5). 430 M
         parameters take `gated` with `head_dim` 64, or plain with 128.
       num_buckets, max_distance: of the relative positions.
+      bias_slopes: one a head: how fast its bias starts to fall with distance (ALiBi's idea, as a
+        start); () starts flat, as T5 does. Adam moves a bias by no more than the learning rate a
+        step, so a head that must find its neighbours needs thousands of steps from a flat start.
       dropout: rate, in training.
       query_block: queries that attention takes at a time.
       remat: computes a block's activations again in the backward pass instead of keeping them.
@@ -40,6 +43,7 @@ class TransformerConfig:
     gated: bool = True
     num_buckets: int = 32
     max_distance: int = 128
+    bias_slopes: tuple[float, ...] = ()
     dropout: float = 0.1
     query_block: int = 256
     remat: bool = True
@@ -65,6 +69,11 @@ class TransformerConfig:
                 f"TransformerConfig.max_distance is {self.max_distance} with {self.num_buckets} "
                 "buckets: give at least 2 buckets and a distance beyond half of them"
             )
+        if self.bias_slopes and len(self.bias_slopes) != self.num_heads:
+            raise ValueError(
+                f"TransformerConfig.bias_slopes has {len(self.bias_slopes)} numbers for "
+                f"{self.num_heads} heads: give one a head, or none"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"TransformerConfig.dropout is {self.dropout}: give 0 up to below 1")
         if self.dtype not in ("float32", "bfloat16"):
@@ -83,7 +92,11 @@ class Transformer(nn.Module):
         """[B, T, M] to [B, T, M], causally; needs the rng "dropout" unless `deterministic`."""
         cfg = self.config
         bias_HS = attention.RelativeBias(
-            cfg.num_heads, cfg.num_buckets, cfg.max_distance, name="relative_bias"
+            cfg.num_heads,
+            cfg.num_buckets,
+            cfg.max_distance,
+            cfg.bias_slopes,
+            name="relative_bias",
         )(x_BTM.shape[1])
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
         layers = nn.scan(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from musiclm.models import token_lm
 from musiclm.models.token_lm import TokenLMConfig
 from musiclm.nn import attention, transformer
 from musiclm.sampler import logits
@@ -86,8 +87,12 @@ def unroll(config: TokenLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:
         "relative_bias": jnp.asarray(decoder["relative_bias"]["embedding"]),
         "layers": layers,
         "final_norm": jnp.asarray(decoder["final_norm"]["scale"]),
-        "head": jnp.asarray(params["head"]["kernel"]),
     }
+    if config.tied_embedding:
+        embedding_VM = jnp.asarray(params["tokens"]["embedding"])
+        weights["head"] = token_lm.tied_kernel(config.layout, embedding_VM)
+    else:
+        weights["head"] = jnp.asarray(params["head"]["kernel"])
     if config.time_embedding:
         weights["times"] = jnp.asarray(params["times"]["embedding"], dtype)
     return weights
