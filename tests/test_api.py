@@ -25,6 +25,12 @@ def test_one_prompt_is_one_waveform(model):
     assert clip._repr_html_().startswith("<audio controls")
 
 
+def test_too_loud_a_clip_is_turned_down_as_a_whole():
+    samples_T = np.array([0.5, -2.0, 1.0], np.float32)
+    np.testing.assert_array_equal(api._within_full_scale(samples_T), samples_T / 2)
+    np.testing.assert_array_equal(api._within_full_scale(samples_T / 4), samples_T / 4)
+
+
 def test_several_prompts_are_a_list(model):
     clips = model.generate(["slow piano", "fast flute"], seconds=0.5, seed=3)
     assert isinstance(clips, list)

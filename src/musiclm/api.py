@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from musiclm.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from musiclm.audio import Waveform
     from musiclm.bundle import Bundle
     from musiclm.sampler.generate import ChainSampling
@@ -184,8 +186,13 @@ class MusicLM:
             sampling=_chain_sampling(sampling or {}),
             progress=progress,
         )
-        clips = Clips(Waveform(clip.clip(-1, 1), self.sample_rate) for clip in samples)
+        clips = Clips(Waveform(_within_full_scale(clip), self.sample_rate) for clip in samples)
         return clips[0] if isinstance(prompts, str) else clips
+
+
+def _within_full_scale(samples_T: np.ndarray) -> np.ndarray:
+    """A clip that is too loud for [-1, 1], turned down as a whole: clipping would be heard."""
+    return samples_T / max(1.0, abs(samples_T).max())
 
 
 def _chain_sampling(sampling: Mapping[str, Mapping[str, float | int]]) -> ChainSampling:
