@@ -72,3 +72,6 @@ def test_slopes_start_a_bias_that_falls_with_distance():
     assert (np.diff(bias_HS[0]) < 0.15).all()
     np.testing.assert_allclose(bias_HS[0, 100:], attention.LEAST_START, atol=0.1)
     np.testing.assert_allclose(bias_HS[1], 0.0, atol=0.1)
+    centred = attention.RelativeBias(2, 32, 128, slopes=(0.5, 0.0), centre=3)
+    bias_HS = np.asarray(centred.apply(centred.init(jax.random.key(0), 300), 300))
+    np.testing.assert_allclose(bias_HS[0, :12], -0.5 * np.abs(distances - 3), atol=0.1)

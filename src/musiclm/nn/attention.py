@@ -37,14 +37,16 @@ class RelativeBias(nn.Module):
 
     Attributes:
       num_heads, num_buckets, max_distance: sizes, see `relative_buckets`.
-      slopes: one a head, by which its bias starts to fall with every token of distance, down to
-        `LEAST_START`; none start flat.
+      slopes: one a head, by which its bias starts to fall with every token nearer or farther than
+        `centre`, down to `LEAST_START`; none start flat.
+      centre: the distance that is preferred at the start.
     """
 
     num_heads: int
     num_buckets: int
     max_distance: int
     slopes: tuple[float, ...] = ()
+    centre: int = 0
 
     @nn.compact
     def __call__(self, num_distances: int) -> jax.Array:
@@ -58,7 +60,8 @@ class RelativeBias(nn.Module):
             return noise
         buckets = relative_buckets(self.max_distance, self.num_buckets, self.max_distance)
         nearest = np.searchsorted(buckets, np.arange(self.num_buckets))
-        return noise + np.maximum(-np.outer(nearest, self.slopes), LEAST_START)
+        off_centre = np.abs(nearest - self.centre)
+        return noise + np.maximum(-np.outer(off_centre, self.slopes), LEAST_START)
 
 
 def bias_of_block(bias_HS: jax.Array, start: int, stop: int) -> jax.Array:

@@ -26,9 +26,12 @@ class TransformerConfig:
       gated: GELU-gated feed-forward (three matrices, T5 1.1), or plain with ReLU (two, T5). 430 M
         parameters take `gated` with `head_dim` 64, or plain with 128.
       num_buckets, max_distance: of the relative positions.
-      bias_slopes: one a head: how fast its bias starts to fall with distance (ALiBi's idea, as a
-        start); () starts flat, as T5 does. Adam moves a bias by no more than the learning rate a
-        step, so a head that must find its neighbours needs thousands of steps from a flat start.
+      bias_slopes: one a head: how fast its bias starts to fall with the distance from
+        `bias_centre` (ALiBi's idea, as a start); () starts flat, as T5 does. Adam moves a bias by
+        no more than the learning rate a step, so a head that must find its neighbours needs
+        thousands of steps from a flat start.
+      bias_centre: the distance that is preferred at the start. The code of the same level in the
+        frame before is one less than the levels away from what predicts the next code.
       dropout: rate, in training.
       query_block: queries that attention takes at a time.
       remat: computes a block's activations again in the backward pass instead of keeping them.
@@ -44,6 +47,7 @@ class TransformerConfig:
     num_buckets: int = 32
     max_distance: int = 128
     bias_slopes: tuple[float, ...] = ()
+    bias_centre: int = 0
     dropout: float = 0.1
     query_block: int = 256
     remat: bool = True
@@ -96,6 +100,7 @@ class Transformer(nn.Module):
             cfg.num_buckets,
             cfg.max_distance,
             cfg.bias_slopes,
+            cfg.bias_centre,
             name="relative_bias",
         )(x_BTM.shape[1])
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
