@@ -1,5 +1,6 @@
 """`musiclm.MusicLM`: what a notebook sees."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import musiclm
-from musiclm import api
+from musiclm import api, bundle
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,19 @@ def test_sampling_reaches_the_stages(model):
     only_one = {stage: {"top_k": 1} for stage in api.STAGES}
     three = model.generate("slow piano", seconds=0.5, seed=2, sampling=only_one)
     np.testing.assert_array_equal(one.samples, three.samples)
+
+
+def test_a_bundle_may_say_how_it_is_best_sampled(tiny_bundle):
+    loaded = bundle.load(tiny_bundle)
+    greedy = {stage: {"temperature": 0} for stage in api.STAGES}
+    own = musiclm.MusicLM(dataclasses.replace(loaded, sampling=greedy))
+    asked = musiclm.MusicLM(loaded).generate("slow piano", seconds=0.5, seed=1, sampling=greedy)
+    one = own.generate("slow piano", seconds=0.5, seed=1)
+    np.testing.assert_array_equal(one.samples, asked.samples)
+    two = own.generate("slow piano", seconds=0.5, seed=1, sampling={"fine": {"temperature": 1}})
+    assert (one.samples != two.samples).any()
+    with pytest.raises(musiclm.UserError, match="sampling"):
+        musiclm.MusicLM(dataclasses.replace(loaded, sampling={"medium": {}}))
 
 
 @pytest.mark.parametrize(

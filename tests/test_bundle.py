@@ -21,7 +21,8 @@ VARIABLES = {
 def sealed(tmp_path):
     for part in bundle.COMPONENTS:
         bundle.save_component(tmp_path, part, bundle.Component(CONFIG, VARIABLES))
-    bundle.seal(tmp_path, "tiny", TokenSpec(num_acoustic_codebooks=8))
+    sampling = {"fine": {"temperature": 0.8}}
+    bundle.seal(tmp_path, "tiny", TokenSpec(num_acoustic_codebooks=8), sampling)
     return tmp_path
 
 
@@ -48,6 +49,7 @@ def test_bundle_round_trip(sealed):
     assert loaded.name == "tiny"
     assert loaded.token_spec == TokenSpec(num_acoustic_codebooks=8)
     assert set(loaded.components) == set(bundle.COMPONENTS)
+    assert loaded.sampling == {"fine": {"temperature": 0.8}}
 
 
 def test_values_that_do_not_fit_are_refused(tmp_path):

@@ -113,6 +113,7 @@ class MusicLM:
         parts = bundle.components
         self.name = bundle.name
         self.sample_rate = bundle.token_spec.sample_rate
+        self._sampling = _chain_sampling(bundle.sampling, generate.ChainSampling())
         self._chain = generate.Chain(
             token_spec=bundle.token_spec,
             mulan=tokenizers.MuLanTokenizer.load(parts["mulan"]),
@@ -165,8 +166,8 @@ class MusicLM:
           seed: of the first clip; the i-th takes seed + i. On one machine the same text, seed
             and length give the same samples.
           sampling: by stage ("semantic", "coarse", "fine") any of `temperature`, `top_k` and
-            `top_p`; what is left out is the paper's (MusicLM 4.1): temperatures 1.0, 0.95 and 0.4
-            over all codes.
+            `top_p`; what is left out is the model's own choice, or else the paper's (MusicLM 4.1):
+            temperatures 1.0, 0.95 and 0.4 over all codes.
           progress: called with the stage's name, the tokens done and the tokens in all.
 
         Returns:
@@ -183,7 +184,7 @@ class MusicLM:
             request.prompts,
             seconds=float(request.seconds),
             seeds=request.seeds,
-            sampling=_chain_sampling(sampling or {}),
+            sampling=_chain_sampling(sampling or {}, self._sampling),
             progress=progress,
         )
         clips = Clips(Waveform(_within_full_scale(clip), self.sample_rate) for clip in samples)
@@ -195,17 +196,16 @@ def _within_full_scale(samples_T: np.ndarray) -> np.ndarray:
     return samples_T / max(1.0, abs(samples_T).max())
 
 
-def _chain_sampling(sampling: Mapping[str, Mapping[str, float | int]]) -> ChainSampling:
-    """The paper's sampling with some of its numbers replaced."""
-    from musiclm.sampler.generate import ChainSampling
-
-    paper = ChainSampling()
+def _chain_sampling(
+    sampling: Mapping[str, Mapping[str, float | int]], default: ChainSampling
+) -> ChainSampling:
+    """The default with some of its numbers replaced."""
     try:
         changed = {
-            stage: dataclasses.replace(getattr(paper, stage), **options)
+            stage: dataclasses.replace(getattr(default, stage), **options)
             for stage, options in sampling.items()
         }
-        return dataclasses.replace(paper, **changed)
+        return dataclasses.replace(default, **changed)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"sampling: {error}: give temperature, top_k or top_p for semantic, coarse or fine"

@@ -39,12 +39,22 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A whole chain: its name, its token spec, its components by name, and its own digest."""
+    """A whole chain.
+
+    Attributes:
+      name: what it is called.
+      token_spec: rates and sizes of its tokens.
+      components: its models by name.
+      digest: SHA-256 of its `bundle.json`, which tells those of the components.
+      sampling: by stage, how its tokens are best drawn where that is not the paper's way:
+        `temperature`, `top_k` or `top_p`.
+    """
 
     name: str
     token_spec: TokenSpec
     components: Mapping[str, Component]
     digest: str
+    sampling: Mapping[str, Mapping[str, float | int]] = dataclasses.field(default_factory=dict)
 
 
 def to_json(config: Any) -> Any:
@@ -171,7 +181,12 @@ def digest_of(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def seal(directory: str | os.PathLike, name: str, token_spec: TokenSpec) -> None:
+def seal(
+    directory: str | os.PathLike,
+    name: str,
+    token_spec: TokenSpec,
+    sampling: Mapping[str, Mapping[str, float | int]] | None = None,
+) -> None:
     """Makes a bundle of a directory that holds every component, by writing its `bundle.json`."""
     directory = pathlib.Path(directory)
     files = {part: directory / f"{part}.safetensors" for part in COMPONENTS}
@@ -182,6 +197,7 @@ def seal(directory: str | os.PathLike, name: str, token_spec: TokenSpec) -> None
         "format": FORMAT,
         "name": name,
         "token_spec": dataclasses.asdict(token_spec),
+        "sampling": sampling or {},
         "components": {part: digest_of(path) for part, path in files.items()},
     }
     write_beside(directory / "bundle.json", (json.dumps(record, indent=2) + "\n").encode())
@@ -237,4 +253,5 @@ def load(name_or_path: str | os.PathLike) -> Bundle:
         token_spec=token_spec,
         components=components,
         digest=hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        sampling=record.get("sampling", {}),
     )

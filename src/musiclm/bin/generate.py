@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--temperature-{stage}",
             type=float,
             metavar="T",
-            help=f"of the {stage} stage; 0 takes the likeliest token (default: the paper's)",
+            help=f"of the {stage} stage; 0 takes the likeliest token (default: the model's own)",
         )
     for stage in api.STAGES:
         parser.add_argument(
