@@ -49,6 +49,7 @@ def model(stage, gated=True, time_embedding=True):
         transformer=sizes,
         time_embedding=time_embedding,
         tied_embedding=time_embedding,
+        aligned_prefix=time_embedding,
     )
     ids = jnp.zeros((1, layout.sequence_length), jnp.int32)
     shapes = jax.eval_shape(TokenLM(config).init, jax.random.key(0), ids)

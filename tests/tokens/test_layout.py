@@ -149,3 +149,19 @@ def test_imports_neither_jax_nor_flax():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+@settings(max_examples=30, deadline=None)
+@given(spec=specs, stage=st.sampled_from(layouts.STAGES))
+def test_aligned_is_what_the_prefix_has_at_the_moment_of_the_next_token(spec, stage):
+    layout = StageLayout.of(stage, spec)
+    aligned, times, first = layout.aligned, layout.times, layout.prefix_length
+    assert len(aligned) == layout.sequence_length
+    assert (aligned[: first - 1] == -1).all()
+    assert (aligned[-1] == -1).all()
+    for position in range(first - 1, layout.sequence_length - 1):
+        found = aligned[position][aligned[position] >= 0]
+        wanted = [p for p in range(first) if times[p] == times[position + 1]]
+        assert found.tolist() == wanted
+    count = {"semantic": 0, "coarse": 1, "fine": spec.num_coarse_codebooks}[stage]
+    assert aligned.shape[1] == count

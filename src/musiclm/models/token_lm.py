@@ -34,6 +34,8 @@ class Layout(Protocol):
     def target_offset(self) -> int: ...
     @property
     def times(self) -> np.ndarray: ...
+    @property
+    def aligned(self) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,9 @@ class TokenLMConfig:
         semantic token belongs to an acoustic frame, since the distance between the two grows
         along the sequence; a small model learns that alignment much sooner when told. Not in the
         paper.
+      aligned_prefix: adds to the input before every token of the target the vectors of what the
+        prefix has at that token's moment. A small model learns to copy long before it learns to
+        look there, and plays on without regard to its condition until then. Not in the paper.
       tied_embedding: scores a code by the vector that it has as an input. Acoustic codes often
         repeat those of the frame before, and a small model learns to copy much sooner so. Not in
         the paper.
@@ -56,6 +61,7 @@ class TokenLMConfig:
     layout: Layout
     transformer: transformer.TransformerConfig
     time_embedding: bool = False
+    aligned_prefix: bool = False
     tied_embedding: bool = False
 
 
@@ -100,6 +106,8 @@ class TokenLM(nn.Module):
                 name="times",
             )
             x_BSM += table(times_S[:-1])
+        if cfg.aligned_prefix:
+            x_BSM += aligned_vectors(embed.embedding, ids_BS, layout.aligned[:-1]).astype(dtype)
         x_BSM = nn.Dropout(cfg.transformer.dropout, deterministic=deterministic)(x_BSM)
         x_BSM = transformer.Transformer(cfg.transformer, name="decoder")(
             x_BSM, deterministic=deterministic
@@ -122,6 +130,13 @@ class LevelHeads(nn.Module):
         shape = (*x_BTQM.shape[2:], self.codebook_size)
         kernel_QMK = self.param("kernel", nn.initializers.normal(0.02), shape)
         return level_logits(x_BTQM, kernel_QMK)
+
+
+def aligned_vectors(embedding_VM: jax.Array, ids_BS: jax.Array, aligned_SN: jax.Array) -> jax.Array:
+    """The sum [B, …, M] of the vectors of the tokens at the positions [..., N]; -1 adds nothing."""
+    ids_BSN = ids_BS[:, jnp.maximum(aligned_SN, 0)]
+    present_SN1 = (aligned_SN >= 0)[..., None]
+    return jnp.sum(embedding_VM[ids_BSN] * present_SN1, axis=-2)
 
 
 def level_logits(x_BTQM: jax.Array, kernel_QMK: jax.Array) -> jax.Array:

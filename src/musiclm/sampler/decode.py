@@ -127,7 +127,7 @@ def start(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _start(config, length, weights, ids_BS, known) -> State:
     cfg = config.transformer
-    x_BTM = _embed(config, weights, ids_BS[:, :length], jnp.arange(length))
+    x_BTM = _embed(config, weights, ids_BS, jnp.arange(length))
     bias_HT = _distance_bias(config, weights, length)
     keys, values = [], []
     for layer in weights["layers"]:
@@ -221,8 +221,7 @@ def decode_until(
 def _logits(config, weights, cache, ids_BS, position, bias_HT):
     """Scores of the token after `position`, over the codes of its level, and the new cache."""
     cfg, span = config.transformer, bias_HT.shape[1]
-    ids_B = lax.dynamic_index_in_dim(ids_BS, position, axis=1, keepdims=False)
-    x_BM = _embed(config, weights, ids_B, position)
+    x_BM = _embed(config, weights, ids_BS, position)
     keys, values = cache
     for index, layer in enumerate(weights["layers"]):
         h_BM = transformer.rms_norm(x_BM, layer["attention_norm"])
@@ -249,11 +248,14 @@ def _logits(config, weights, cache, ids_BS, position, bias_HT):
     return x_BM.astype(jnp.float32) @ kernel_MK, Cache(keys, values)
 
 
-def _embed(config, weights, ids, positions):
-    """Vectors of tokens at the given positions (or one position for all)."""
-    x = weights["tokens"][ids]
+def _embed(config, weights, ids_BS, positions):
+    """Vectors of the tokens at the given positions (or at a single one)."""
+    x = weights["tokens"][ids_BS[:, positions]]
     if config.time_embedding:
         x = x + weights["times"][jnp.asarray(config.layout.times)[positions]]
+    if config.aligned_prefix:
+        aligned = jnp.asarray(config.layout.aligned)[positions]
+        x = x + token_lm.aligned_vectors(weights["tokens"], ids_BS, aligned)
     return x
 
 

@@ -167,6 +167,23 @@ class StageLayout:
             parts.append(np.repeat(moments, segment.num_levels))
         return np.concatenate(parts).astype(np.int32)
 
+    @property
+    def aligned(self) -> np.ndarray:
+        """What of the prefix sounds together with the token that comes next, int32 [S, N].
+
+        For each position of the sequence the positions of the prefix whose moment (see `times`) is
+        that of the token after it, if that one is of the target; -1 where there are none.
+        """
+        times_S = self.times
+        prefix_P = times_S[: self.prefix_length]
+        same_SP = (times_S[1:, None] == prefix_P) & (times_S[1:, None] > 0)
+        same_SP[: self.prefix_length - 1] = False
+        aligned_SN = np.full((self.sequence_length, same_SP.sum(axis=1).max()), -1, np.int32)
+        for position, same_P in enumerate(same_SP):
+            found = np.flatnonzero(same_P)
+            aligned_SN[position, : len(found)] = found
+        return aligned_SN
+
     def flatten(self, codes: Mapping[str, Array]) -> Array:
         """The sequence of raw codes.
 
