@@ -72,7 +72,7 @@ def test_the_papers_sizes_by_one_pattern(base, capsys, monkeypatch, tmp_path):
 def test_every_model_has_a_mini_twin(base, model):
     (mini,) = describe.describe(GIN / model / "mini.gin")
     assert mini["model"] == model
-    assert mini["parameters"] < base[model]["parameters"] / 4
+    assert mini["parameters"] < base[model]["parameters"] / 2
 
 
 def test_json(tmp_path, capsys):

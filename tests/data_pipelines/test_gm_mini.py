@@ -50,20 +50,18 @@ def test_text_finds_its_music(gm_mini, real):
     assert figures["text_to_audio/recall_at_3"].value > 0.8  # chance: 0.25
 
 
-def test_plays_what_it_is_asked_for(gm_mini):
-    """One clip of each of two opposites, by the octave its energy is in."""
-    model = MusicLM(gm_mini)
-    prompts = ["a slow low bass melody, no drums", "a fast high flute melody, no drums"]
-    clips = model.generate(prompts, seconds=4, seed=0)
+def test_plays_what_it_is_asked_for(gm_mini, real):
+    """By MuLan's ears: its clips are nearer to their own texts than to the others'."""
+    texts = real[1][:4]
+    clips = MusicLM(gm_mini).generate(texts, seconds=10, seed=0)
     for clip in clips:
-        assert clip.samples.shape == (64_000,)
+        assert clip.samples.shape == (160_000,)
         assert np.isfinite(clip.samples).all()
-        assert 0.01 < np.sqrt(np.mean(clip.samples**2)) < 0.5
-        assert np.mean(np.abs(clip.samples) > 0.99) < 0.001  # hardly any clipping
-    low_hz, high_hz = (_centroid_hz(clip.samples) for clip in clips)
-    assert high_hz > 1.3 * low_hz
-
-
-def _centroid_hz(samples_T):
-    power_F = np.abs(np.fft.rfft(samples_T)) ** 2
-    return np.average(np.fft.rfftfreq(len(samples_T), 1 / 16_000), weights=power_F)
+        assert 0.005 < np.sqrt(np.mean(clip.samples**2)) < 0.5
+        assert np.abs(clip.samples).max() <= 1.0
+    mulan = tokenizers.MuLanTokenizer.load(gm_mini.components["mulan"])
+    waveform_NT = np.stack([clip.samples for clip in clips])
+    cosine_NN = mulan.embed_text(texts) @ text_audio.embed_audio(mulan, waveform_NT).T
+    matched = np.trace(cosine_NN) / 4
+    mismatched = (cosine_NN.sum() - np.trace(cosine_NN)) / 12
+    assert matched > mismatched + 0.2
