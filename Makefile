@@ -27,7 +27,8 @@ generate:  ## Makes music: PROMPT="…" [SECONDS=10 SEED=0 MODEL=gm-mini OUT=out
 
 # Tests -------------------------------------------------------------------------------------------
 
-PYTEST = .venv/bin/python -m pytest
+# Files stay whole, so that what a file's tests share is made once.
+PYTEST = .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 setup-test:  ## Makes .venv with what the tests need, and the system packages
 	@scripts/setup_venv.sh dev
