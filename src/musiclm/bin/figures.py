@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=pathlib.Path, help="where to write")
     parser.add_argument("--clips", type=int, default=96, help="clips to generate (%(default)s)")
     parser.add_argument("--pairs", type=int, default=500, help="for retrieval (%(default)s)")
-    parser.add_argument("--fit_clips", type=int, default=2000, help="to fit on (%(default)s)")
+    parser.add_argument("--fit_clips", type=int, default=1000, help="to fit on (%(default)s)")
     parser.add_argument("--readme", type=pathlib.Path, help="file with the figures' markers")
     options = parser.parse_args(argv)
     if not 2 <= options.clips <= options.pairs:
