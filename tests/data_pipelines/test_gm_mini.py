@@ -12,6 +12,8 @@ from musiclm import MusicLM, audio, bundle
 from musiclm.evaluation import codec_quality, text_audio
 from musiclm.tokens import tokenizers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def gm_mini():

@@ -4,6 +4,8 @@ import pytest
 
 from musiclm.models.discriminators import DiscriminatorConfig, Discriminators
 
+pytestmark = pytest.mark.slow
+
 TINY = DiscriminatorConfig(
     wave_scales=(1, 2), wave_channels=4, wave_max_channels=16, stft_window=64, stft_hop=16,
     stft_channels=2, stft_widths=(1, 2, 2),

@@ -10,6 +10,8 @@ import pytest
 from musiclm.models import w2v_bert
 from musiclm.models.w2v_bert import W2vBert, W2vBertConfig
 
+pytestmark = pytest.mark.slow
+
 GIN = pathlib.Path(__file__).parents[2] / "gin" / "models" / "w2v_bert"
 SMALL = W2vBertConfig(
     sample_rate=1_600, num_mels=8, mel_window_size=64, conv_channels=(4, 4), model_dim=16,

@@ -8,6 +8,8 @@ import pytest
 
 from musiclm.nn import conformer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = conformer.ConformerConfig(
     num_blocks=3, model_dim=16, num_heads=2, ffn_dim=24, conv_kernel=5, dropout=0.2
 )

@@ -17,6 +17,8 @@ from musiclm.training.health import HealthError, HealthMonitor
 from musiclm.training.mulan import MuLanTask
 from musiclm.training.optim import OptimizerConfig
 
+pytestmark = pytest.mark.slow
+
 TASK = MuLanTask(
     config=MuLanConfig(
         resnet=ResNetConfig(

@@ -11,6 +11,8 @@ from musiclm.training import optim
 from musiclm.training.principal import fit_principal_components
 from musiclm.training.soundstream import SoundStreamTask
 
+pytestmark = pytest.mark.slow
+
 SPECTRUM = SpectrumConfig(window_size=64, hop_size=16, phase_iters=8)
 CONFIG = SoundStreamConfig(
     sample_rate=3_200, encoder_channels=8, decoder_channels=8, strides=(2,), latent_dim=8,

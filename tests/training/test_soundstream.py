@@ -12,6 +12,8 @@ from musiclm.models.soundstream import SoundStreamConfig
 from musiclm.training import optim
 from musiclm.training.soundstream import SoundStreamTask
 
+pytestmark = pytest.mark.slow
+
 RATE = 2_000
 CONFIG = SoundStreamConfig(
     sample_rate=RATE, encoder_channels=8, decoder_channels=8, strides=(2, 4, 5),

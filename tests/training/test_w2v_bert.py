@@ -10,6 +10,8 @@ from musiclm.models.w2v_bert import W2vBert, W2vBertConfig
 from musiclm.training import health, optim
 from musiclm.training.w2v_bert import W2vBertTask
 
+pytestmark = pytest.mark.slow
+
 RATE = 1_600
 CONFIG = W2vBertConfig(
     sample_rate=RATE, num_mels=16, mel_window_size=128, conv_channels=(4, 4), model_dim=32,
