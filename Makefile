@@ -110,7 +110,8 @@ $(RAW)/soundstream_start.safetensors: $(RUN)/corpus/train.complete
 
 $(BUNDLE)/soundstream.safetensors: $(RAW)/soundstream_start.safetensors
 	$(TRAIN) --gin_file=gin/train/mini/soundstream.gin $(call bind,CORPUS,$(CORPUS)) \
-		$(call bind,START,$(RAW)/soundstream_start) $(call bind,WORKDIR,$(RUN)/soundstream) $(call bind,COMPONENT,$(BUNDLE)/soundstream)
+		$(call bind,START,$(RAW)/soundstream_start) $(call bind,WORKDIR,$(RUN)/soundstream) \
+		$(call bind,COMPONENT,$(BUNDLE)/soundstream)
 
 $(RUN)/tokens.complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
 		$(BUNDLE)/soundstream.safetensors

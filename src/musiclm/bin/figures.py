@@ -100,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from musiclm.evaluation import adherence, codec_quality, figures, report
     from musiclm.tokens import tokenizers
 
-    readme = options.readme.read_text(encoding="utf-8") if options.readme else None
-    if readme is not None:
-        report.insert(readme, "")  # a README without markers is told before hours of work
+    if options.readme:  # a README without markers is told before hours of work
+        report.insert(options.readme.read_text(encoding="utf-8"), "")
     bundle = bundles.load(options.bundle)
     rate = bundle.token_spec.sample_rate
     codec = tokenizers.AcousticTokenizer.load(bundle.components["soundstream"])
@@ -146,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = json.dumps(result, indent=2, default=vars) + "\n"
     bundles.write_beside(options.out / "figures.json", record.encode())
     bundles.write_beside(options.out / "figures.md", (section + "\n").encode())
-    if readme is not None:
+    if options.readme:
+        readme = options.readme.read_text(encoding="utf-8")  # as it is now: work went on meanwhile
         bundles.write_beside(options.readme, report.insert(readme, section).encode())
 
 

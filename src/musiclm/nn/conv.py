@@ -128,21 +128,18 @@ class CausalTransposedConv(nn.Module):
       features: output channels.
       kernel_size: taps, a multiple of `stride`.
       stride: output frames an input frame.
-      kernel_init: of the kernel `[K, I, O]`; `isometric_init` when None.
       dtype: type to compute in; parameters stay float32.
     """
 
     features: int
     kernel_size: int
     stride: int
-    kernel_init: nn.initializers.Initializer | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         shape = (self.kernel_size, x_BTC.shape[-1], self.features)
-        init = self.kernel_init or isometric_init(self.stride, transposed=True)
-        kernel = self.param("kernel", init, shape)
+        kernel = self.param("kernel", isometric_init(self.stride, transposed=True), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x_BTC, kernel, bias = (a.astype(self.dtype) for a in (x_BTC, kernel, bias))
         return causal_transposed_conv(x_BTC, kernel, self.stride) + bias
