@@ -50,9 +50,10 @@ class TokenLMConfig:
         semantic token belongs to an acoustic frame, since the distance between the two grows
         along the sequence; a small model learns that alignment much sooner when told. Not in the
         paper.
-      aligned_prefix: adds to the input before every token of the target the vectors of what the
+      aligned_prefix: adds to the input before every token of the target a projection of what the
         prefix has at that token's moment. A small model learns to copy long before it learns to
-        look there, and plays on without regard to its condition until then. Not in the paper.
+        look there, and plays on without regard to its condition until then. The projection starts
+        at zero: at once in full, it drowns what is to be copied. Not in the paper.
       tied_embedding: scores a code by the vector that it has as an input. Acoustic codes often
         repeat those of the frame before, and a small model learns to copy much sooner so. Not in
         the paper.
@@ -107,7 +108,14 @@ class TokenLM(nn.Module):
             )
             x_BSM += table(times_S[:-1])
         if cfg.aligned_prefix:
-            x_BSM += aligned_vectors(embed.embedding, ids_BS, layout.aligned[:-1]).astype(dtype)
+            project = nn.Dense(
+                model_dim,
+                use_bias=False,
+                kernel_init=nn.initializers.zeros_init(),
+                dtype=dtype,
+                name="aligned",
+            )
+            x_BSM += project(aligned_vectors(embed.embedding, ids_BS, layout.aligned[:-1]))
         x_BSM = nn.Dropout(cfg.transformer.dropout, deterministic=deterministic)(x_BSM)
         x_BSM = transformer.Transformer(cfg.transformer, name="decoder")(
             x_BSM, deterministic=deterministic

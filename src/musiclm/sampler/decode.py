@@ -95,6 +95,8 @@ def unroll(config: TokenLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:
         weights["head"] = jnp.asarray(params["head"]["kernel"])
     if config.time_embedding:
         weights["times"] = jnp.asarray(params["times"]["embedding"], dtype)
+    if config.aligned_prefix:
+        weights["aligned"] = jnp.asarray(params["aligned"]["kernel"], dtype)
     return weights
 
 
@@ -255,7 +257,7 @@ def _embed(config, weights, ids_BS, positions):
         x = x + weights["times"][jnp.asarray(config.layout.times)[positions]]
     if config.aligned_prefix:
         aligned = jnp.asarray(config.layout.aligned)[positions]
-        x = x + token_lm.aligned_vectors(weights["tokens"], ids_BS, aligned)
+        x = x + token_lm.aligned_vectors(weights["tokens"], ids_BS, aligned) @ weights["aligned"]
     return x
 
 
