@@ -91,15 +91,14 @@ def _tracks(table: Path) -> Iterator[dict[str, str]]:
 def _listed(
     table: Path, row: dict[str, str], genres: Mapping[str, str], files: Mapping[str, Path]
 ) -> corpus.Listed:
-    number = int(tables.number(table, row["track_id"]))
-    name = f"{number // 1000:03d}/{number:06d}.mp3"
+    track = int(tables.number(table, row["track_id"]))
+    name = f"{track // 1000:03d}/{track:06d}.mp3"
     if row["set/split"] not in _SPLITS:
         raise corpus.CorpusError(
-            f"{table}: track {number} is of the split {row['set/split']!r}, not one of "
+            f"{table}: track {track} is of the split {row['set/split']!r}, not one of "
             f"{', '.join(_SPLITS)}: give the file as published"
         )
-    names = [genres.get(str(genre), "") for genre in tables.python_list(table, row["track/genres"])]
-    tags = tables.python_list(table, row["track/tags"])
+    numbers = tables.python_list(table, row["track/genres"])
     captions = [
         manifest.Caption(kind=kind, text=text)
         for kind, text in (
@@ -115,11 +114,11 @@ def _listed(
         licence=row["track/license"].strip(),
         captions=(
             *captions,
-            *corpus.tag_captions(list(filter(None, names))),
-            *corpus.tag_captions([str(tag) for tag in tags]),
+            *corpus.tag_captions([genres[number] for number in numbers if number in genres]),
+            *corpus.tag_captions(tables.python_list(table, row["track/tags"])),
         ),
         attributes={
-            "track_id": number,
+            "track_id": track,
             "title": row["track/title"],
             "artist": row["artist/name"],
             "album": row["album/title"],

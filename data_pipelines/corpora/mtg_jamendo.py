@@ -73,16 +73,15 @@ def _published_splits(folder: Path, stem: str) -> dict[str, str]:
 
 def _licences(file: Path) -> dict[str, str]:
     """The licence of each path, from blocks of path, credits and licence with its address."""
+    licences = {}
     try:
-        blocks = file.read_text(encoding="utf-8").strip().split("\n\n")
-    except (OSError, UnicodeDecodeError) as error:
+        for block in file.read_text(encoding="utf-8").strip().split("\n\n"):
+            path, *_, licence = block.strip().splitlines()
+            licences[path.strip()] = _spdx(licence.strip())
+    except (OSError, ValueError) as error:
         raise corpus.CorpusError(
             f"cannot read {file} ({error}): give audio_licenses.txt as published"
         ) from None
-    licences = {}
-    for block in blocks:
-        path, *_, licence = block.strip().splitlines()
-        licences[path.strip()] = _spdx(licence.strip())
     return licences
 
 

@@ -89,6 +89,10 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 60 else f"{seconds / 60:.3g} min"
+
+
 def _durations(facts: Facts) -> Figure:
     """Histogram over the logarithm of time, splits stacked."""
     figure, axes = _figure(2.3)
@@ -103,15 +107,15 @@ def _durations(facts: Facts) -> Figure:
         color=[SPLIT_COLOURS[split] for split in facts.seconds],
     )
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.minorticks_off()
     ticks = [(at, text) for at, text in _TIMES if low <= at <= high]
     if len(ticks) < 2:
-        ticks = [(at, f"{at:.3g} s") for at in (every.min(), every.max())][: 1 + (high / low > 1.5)]
+        ticks = [(at, _time(at)) for at in (every.min(), every.max())][: 1 + (high / low > 1.5)]
     axes.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
     median = float(np.median(every))
     axes.axvline(median, color=INK, linewidth=0.8, linestyle=":")
     axes.annotate(
-        f"median {median:.3g} s",
+        f"median {_time(median)}",
         (median, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(4, 2),
@@ -140,7 +144,7 @@ def _formats(facts: Facts) -> Figure:
     }
     colours = dict(zip(parts, CHANNEL_COLOURS, strict=True))
     parts = {name: counts for name, counts in parts.items() if any(counts)}
-    return _bars([f"{rate / 1000:g} kHz" for rate in rates], parts, colours)
+    return _bars([f"{rate / 1000:g} kHz" for rate in rates], parts, colours, legend=True)
 
 
 def _licences(facts: Facts) -> Figure:
@@ -156,7 +160,13 @@ def _left_out(facts: Facts) -> Figure:
     return _bars(list(counts), {"clips": list(counts.values())}, {"clips": FAULT})
 
 
-def _bars(labels: list[str], parts: dict[str, list[int]], colours: dict[str, str]) -> Figure:
+def _bars(
+    labels: list[str],
+    parts: dict[str, list[int]],
+    colours: dict[str, str],
+    *,
+    legend: bool = False,
+) -> Figure:
     """Horizontal bars with their label above and their sum behind; parts are stacked."""
     figure, axes = _figure(0.55 + 0.48 * len(labels))
     places = np.arange(len(labels))
@@ -170,7 +180,7 @@ def _bars(labels: list[str], parts: dict[str, list[int]], colours: dict[str, str
         axes.text(total, place, f" {total:,.0f}", va="center", fontsize=8.5, color=QUIET)
     axes.set(xlim=(0, left.max() * 1.12), ylim=(len(labels) - 0.6, -0.8), yticks=[], xticks=[])
     axes.spines[["bottom", "left"]].set_visible(False)
-    if len(parts) > 1:
+    if legend:
         figure.legend(loc="outside upper right", ncols=len(parts), frameon=False, fontsize=8.5)
     return figure
 
@@ -178,7 +188,7 @@ def _bars(labels: list[str], parts: dict[str, list[int]], colours: dict[str, str
 def _captions(facts: Facts) -> Figure:
     """A histogram of lengths for each kind, one below the other over one scale."""
     kinds = list(facts.captions)
-    figure = Figure(figsize=(WIDTH, 0.5 + 0.8 * len(kinds)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.9 * len(kinds)), layout="constrained")
     rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
     longest = max(max(lengths) for lengths in facts.captions.values())
     edges = np.arange(0, longest + 2, max(1, longest // 60)) - 0.5
@@ -189,6 +199,6 @@ def _captions(facts: Facts) -> Figure:
         )
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_title(f"{kind}: {sum(lengths.values()):,}", loc="right", y=0.5, fontsize=9.5)
+        axes.set_title(f"{kind}: {sum(lengths.values()):,}", loc="left", fontsize=9.5)
     rows[-1].set_xlabel("words")
     return figure

@@ -62,8 +62,8 @@ def require(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
         )
 
 
-def python_list(path: Path, cell: str) -> list:
-    """A cell that holds a list in Python's spelling, such as "['slow', 'piano']".
+def python_list(path: Path, cell: str) -> list[str]:
+    """A cell that holds a list in Python's spelling, such as "['slow', 'piano']" or "[21, 4]".
 
     Raises:
       CorpusError: it does not.
@@ -74,7 +74,7 @@ def python_list(path: Path, cell: str) -> list:
         value = None
     if not isinstance(value, list):
         raise CorpusError(f"{path}: {cell!r} is no list: give the file as published")
-    return value
+    return [str(item) for item in value]
 
 
 def number(path: Path, cell: str) -> float:

@@ -43,13 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make(args: argparse.Namespace) -> corpus.Made:
     """Writes the audio and the manifest; see `EXAMPLES`."""
-    import tensorflow_datasets as tfds
-
     if not (args.prepared / "dataset_info.json").is_file():
         raise corpus.CorpusError(
             f"{args.prepared} has no dataset_info.json: give the folder of a prepared version, "
             "such as ~/tensorflow_datasets/gtzan/1.0.0"
         )
+    import tensorflow_datasets as tfds  # here: it takes seconds
+
     builder = tfds.builder_from_directory(args.prepared)
     feature = _audio_feature(tfds, builder)
     if lacking := [tag for tag in args.tags if tag not in _flat(dict(builder.info.features))]:

@@ -279,9 +279,11 @@ def test_spoilt_mtg_jamendo(make, jamendo, tmp_path):
     (tmp_path / "autotagging.tsv").write_text(HEAD + TRACKS[0] + "track_0000215\tartist\n")
     with pytest.raises(corpus.CorpusError, match="track track_0000215 has 2 cells, fewer than 6"):
         make("mtg_jamendo", *jamendo)
-    (tmp_path / "audio_licenses.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(corpus.CorpusError, match=r"cannot read .*audio_licenses\.txt"):
-        make("mtg_jamendo", *jamendo, "--licences", tmp_path / "audio_licenses.txt")
+    (tmp_path / "autotagging.tsv").write_text(HEAD + TRACKS[0])
+    for spoilt in (b"\xff\xfe", b"14/214.mp3"):
+        (tmp_path / "audio_licenses.txt").write_bytes(spoilt)
+        with pytest.raises(corpus.CorpusError, match=r"cannot read .*audio_licenses\.txt"):
+            make("mtg_jamendo", *jamendo, "--licences", tmp_path / "audio_licenses.txt")
 
 
 # MagnaTagATune -----------------------------------------------------------------------------------
