@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise errors.UserError(
             f"cannot read or write {error.filename or args.out} ({error.strerror or error}): give "
-            "another folder, or mend its rights"
+            "another folder, or room and rights in this one"
         ) from error
     print(made.manifest)
     print(report)
