@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_pipelines.gm import clip, synth
+from data_pipelines.corpora.gm import clip, synth
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ A JSONL line holds the fields of `Clip`, and beside them whatever else the corpu
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,13 +18,15 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
+from musiclm import errors
+
 NAME = "manifest.jsonl"
 CAPTION_KINDS = ("short", "long", "playlist", "tags")
 SPLITS = ("train", "validation", "test")
 
 
-class ManifestError(ValueError):
-    """A manifest is missing or malformed; the message names the file, the line and the mend."""
+class ManifestError(errors.UserError):
+    """A manifest is missing or malformed; the message names the file, the record and the mend."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,14 +73,28 @@ class Clip:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"{self.file}: split is {self.split!r}: choose one of {SPLITS}")
-        own = {field.name for field in dataclasses.fields(self)}
-        if taken := own.intersection(self.attributes):
-            raise ValueError(f"{self.file}: attributes named {sorted(taken)}: rename them")
+        if isinstance(self.seconds, str) or not 0 <= self.seconds < math.inf:
+            raise ValueError(f"{self.file}: seconds is {self.seconds!r}: give a duration")
+        for name in ("sample_rate", "channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.file}: {name} is {value!r}: give a number from 1")
+        check_told(self.file, self.split, self.attributes)
 
 
 _OWN = tuple(f.name for f in dataclasses.fields(Clip) if f.name not in ("captions", "attributes"))
+
+
+def check_told(name: str, split: str, attributes: Mapping[str, Any]) -> None:
+    """Holds what is told of a clip against what a manifest can say, before its audio is read.
+
+    Raises:
+      ValueError: no such split, or attributes with names that the fields of `Clip` have.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"{name}: split is {split!r}: choose one of {SPLITS}")
+    if taken := {*_OWN, "captions", "attributes"}.intersection(attributes):
+        raise ValueError(f"{name}: attributes named {sorted(taken)}: rename them")
 
 
 def split_of(group: str, *, validation: float = 0.01, test: float = 0.01) -> str:
@@ -95,9 +112,9 @@ def split_of(group: str, *, validation: float = 0.01, test: float = 0.01) -> str
 
 
 def path_of(corpus: str | os.PathLike) -> Path:
-    """The manifest's path, given either the corpus's folder or the manifest itself."""
+    """The manifest's path, given the corpus's folder, or the manifest itself by its suffix."""
     path = Path(corpus)
-    return path / NAME if path.is_dir() else path
+    return path if path.suffix in (".jsonl", ".parquet") else path / NAME
 
 
 def audio_path(corpus: str | os.PathLike, clip: Clip) -> str:
@@ -114,7 +131,7 @@ def dumps(clip: Clip) -> str:
     return json.dumps(record | {"captions": captions} | dict(clip.attributes), ensure_ascii=False)
 
 
-def loads(line: str) -> Clip:
+def loads(line: str | bytes) -> Clip:
     """The inverse of `dumps`.
 
     Raises:
@@ -127,10 +144,7 @@ def loads(line: str) -> Clip:
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}")
     own = {name: record.pop(name) for name in _OWN}
-    captions = tuple(
-        Caption(kind=caption["kind"], text=caption["text"])
-        for caption in record.pop("captions", ())
-    )
+    captions = tuple(Caption(**caption) for caption in record.pop("captions", ()))
     return Clip(**own, captions=captions, attributes=record)
 
 
@@ -138,7 +152,7 @@ def iterate(corpus: str | os.PathLike) -> Iterator[Clip]:
     """The clips one by one, in the file's order.
 
     Args:
-      corpus: the corpus's folder, or the manifest: `.parquet`, or else JSONL.
+      corpus: the corpus's folder, or the manifest: `.jsonl` or `.parquet`.
 
     Raises:
       ManifestError: no such file, or a record that is no clip.
@@ -150,8 +164,10 @@ def iterate(corpus: str | os.PathLike) -> Iterator[Clip]:
     for number, line in records:
         try:
             clip = loads(line)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ManifestError(f"{path}, record {number}: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise ManifestError(
+                f"{path}, record {number}: {error}; mend it there, or build the corpus again"
+            ) from None
         yield clip
 
 
@@ -171,22 +187,29 @@ def write(corpus: str | os.PathLike, clips: Iterable[Clip]) -> Path:
     """Writes a manifest whole, beside its place first, so that no reader sees half of one.
 
     Args:
-      corpus: the corpus's folder, or the manifest: `.parquet`, or else JSONL.
+      corpus: the corpus's folder, made if need be, or the manifest: `.jsonl` or `.parquet`.
       clips: its records.
+
+    Returns:
+      The manifest's path.
     """
     path = path_of(corpus)
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    if path.suffix == ".parquet":
-        _write_parquet(beside, clips)
-    else:
-        with beside.open("w", encoding="utf-8") as out:
-            out.writelines(dumps(clip) + "\n" for clip in clips)
-    os.replace(beside, path)
+    try:
+        if path.suffix == ".parquet":
+            _write_parquet(beside, clips)
+        else:
+            with beside.open("w", encoding="utf-8") as out:
+                out.writelines(dumps(clip) + "\n" for clip in clips)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as lines:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as lines:  # `loads` decodes, so that a bad byte is a bad record
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield number, line
@@ -213,15 +236,17 @@ _ROWS_A_GROUP = 10_000
 
 
 def _parquet_lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        file = parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ManifestError(f"{path} is no Parquet file ({error}): build it again") from None
     number = 0
-    for batch in file.iter_batches(_ROWS_A_GROUP):
-        for record in batch.to_pylist():
-            number += 1
-            yield number, json.dumps(record | json.loads(record.pop("attributes")))
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(_ROWS_A_GROUP):
+            for record in batch.to_pylist():
+                number += 1
+                yield number, json.dumps(record | json.loads(record.pop("attributes", "{}")))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{path} is no Parquet file, or damaged after record {number} ({error}): build the "
+            "corpus again"
+        ) from None
 
 
 def _write_parquet(path: Path, clips: Iterable[Clip]) -> None:

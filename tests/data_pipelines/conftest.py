@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_pipelines import gm
-from data_pipelines.gm import synth
+from data_pipelines.corpora.gm import build as gm_build
+from data_pipelines.corpora.gm import synth
 
 
 def pytest_collection_modifyitems(items):
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 def corpus(tmp_path_factory):
     """24 training clips of seed 3."""
     out = tmp_path_factory.mktemp("gm") / "train"
-    gm.build(out, 24, seed=3, workers=2, progress=False)
+    gm_build.build(out, 24, seed=3, workers=2, progress=False)
     return out
 
 
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory):
 def held_out_corpus(tmp_path_factory):
     """12 held-out clips of seed 3."""
     out = tmp_path_factory.mktemp("gm") / "held_out"
-    gm.build(out, 12, seed=3, held_out=True, workers=2, progress=False)
+    gm_build.build(out, 12, seed=3, held_out=True, workers=2, progress=False)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Makes a training corpus: WAV files and a manifest.jsonl with one line a clip."""
+"""Makes a corpus: a manifest with one record a clip, and report.html to look at it."""
 
 import argparse
 import importlib
@@ -6,52 +6,61 @@ import types
 
 from musiclm import errors
 
-HELP = "make a training corpus"
+HELP = "make a corpus: a manifest of audio and words, with a report"
 EPILOG = """\
-example:
+examples:
   musiclm data gm --out corpus --clips 1000 --seed 0
+  musiclm data folder --audio ~/music --out corpora/mine --licence CC-BY-4.0
+  musiclm data fma --help
 """
 
-_CORPORA = {"gm": "captioned General-MIDI music, composed by a program and rendered by FluidSynth"}
 
+def _load(module: str) -> types.ModuleType:
+    """A module of the data pipelines, on which the library does not depend: by name, when needed.
 
-def _command(corpus: str) -> types.ModuleType | None:
-    """The module with the corpus's arguments and runner; None where it is not installed.
-
-    By name, at run time: the library does not depend on `data_pipelines`.
+    Raises:
+      UserError: it, or what it stands on, is not installed.
     """
     try:
-        return importlib.import_module(f"data_pipelines.{corpus}.cli")
-    except ImportError:
-        return None
+        return importlib.import_module(f"data_pipelines.corpora{module}")
+    except ImportError as error:
+        raise _not_installed(error) from error
+
+
+def _not_installed(error: ImportError) -> errors.UserError:
+    return errors.UserError(
+        f"the data pipelines cannot be loaded ({error}): run `pip install -e '.[data]'` in a "
+        "checkout of the repository"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one subcommand a corpus."""
     corpora = parser.add_subparsers(dest="corpus", metavar="CORPUS", required=True)
-    for name, about in _CORPORA.items():
-        command = _command(name)
-        if command is None:
-            # Takes whatever follows, so that `run` can say what is really wrong.
-            corpus = corpora.add_parser(name, help=about, add_help=False, prefix_chars="\0")
-            corpus.add_argument("arguments", nargs="*")
-        else:
-            corpus = corpora.add_parser(
-                name,
-                help=about,
-                description=f"Makes {about}.",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            command.add_arguments(corpus)
+    for name in _load("").NAMES:
+        module = _load(f".{name}")
+        corpus = corpora.add_parser(
+            name,
+            help=module.__doc__.partition("\n")[0],
+            description=module.__doc__,
+            epilog=f"examples:\n{module.EXAMPLES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(corpus)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the corpus's command."""
+    """Makes the corpus and its report, and says where they are."""
     try:
-        command = importlib.import_module(f"data_pipelines.{args.corpus}.cli")
-    except ImportError as error:
+        made = _load(f".{args.corpus}").make(args)
+        report = _load(".report").write(made, name=args.corpus)
+    except ImportError as error:  # of what only this corpus needs
+        raise _not_installed(error) from error
+    except OSError as error:
         raise errors.UserError(
-            f"the data pipelines cannot be loaded ({error}): run `pip install -e '.[data]'` in a "
-            "checkout of the repository"
+            f"cannot read or write {error.filename or args.out} ({error.strerror or error}): give "
+            "another folder, or room and rights in this one"
         ) from error
-    return command.run(args) or 0
+    print(made.manifest)
+    print(report)
+    return 0

@@ -16,14 +16,15 @@ from pathlib import Path
 import tqdm
 
 from data_pipelines import manifest
-from data_pipelines.gm import clip as gm_clip
-from data_pipelines.gm import synth as gm_synth
-from data_pipelines.gm.worker import Worker, make_all
+from data_pipelines.corpora.gm import clip as gm_clip
+from data_pipelines.corpora.gm import synth as gm_synth
+from data_pipelines.corpora.gm.worker import Worker, make_all
+from musiclm import errors
 
 MAX_CLIPS = 1_000_000  # file names hold six digits
 
 
-class BuildError(ValueError):
+class BuildError(errors.UserError):
     """The corpus cannot be built as asked; the message says why, and the mend."""
 
 
@@ -95,10 +96,10 @@ def build(
         total=clips, initial=clips - len(missing), unit="clip", desc="gm", disable=not progress
     )
     with bar, part.open("a", encoding="utf-8") as lines:
-        for entry in make_all(pool, missing):
-            lines.write(manifest.dumps(entry) + "\n")
+        for clip in make_all(pool, missing):
+            lines.write(manifest.dumps(clip) + "\n")
             lines.flush()
-            made[entry["index"]] = entry
+            made[clip.attributes["index"]] = clip
             bar.update()
     manifest.write(final, (made[index] for index in range(clips)))
     part.unlink()
@@ -136,20 +137,16 @@ def _claim(out: Path, job: gm_clip.Job, font: Path) -> None:
     os.replace(partial.name, path)
 
 
-def _finished(out: Path, final: Path, part: Path) -> dict[int, dict]:
+def _finished(out: Path, final: Path, part: Path) -> dict[int, manifest.Clip]:
     """The clips that are done, by index; clears away what a kill left half-written."""
-    made = {}
-    if final.is_file():
-        made = {entry["index"]: entry for entry in manifest.read(final)}
+    clips = manifest.read(final) if final.is_file() else []
     if part.is_file():
         whole = part.read_text(encoding="utf-8", errors="replace")
         whole = whole[: whole.rfind("\n") + 1]  # a kill may have cut the last line short
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            made[entry["index"]] = entry
+        clips += map(manifest.loads, whole.splitlines())
         cut = part.with_name(part.name + ".tmp")
         cut.write_text(whole, encoding="utf-8")
         os.replace(cut, part)
     for stray in out.glob("*.tmp"):
         stray.unlink()
-    return {index: entry for index, entry in made.items() if (out / entry["file"]).is_file()}
+    return {clip.attributes["index"]: clip for clip in clips if (out / clip.file).is_file()}

@@ -5,13 +5,15 @@ Whatever a caption says is true of the clip; all kinds but `long` leave attribut
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
-from data_pipelines.gm.attributes import Attributes
+from data_pipelines import manifest
+from data_pipelines.corpora.gm.attributes import Attributes
 
-KINDS = ("long", "short", "tags", "playlist")
+# Of each kind, in the order in which they are drawn.
 COUNTS = {"long": 3, "short": 4, "tags": 2, "playlist": 1}
-# What `names` in a caption may hold: the attributes that it speaks of.
+# The attributes that a caption may speak of.
 NAMES = (
     "instrument",
     "key",
@@ -127,23 +129,31 @@ PLACES = {
 }
 
 
-def captions(attributes: Attributes, rng: random.Random) -> list[dict]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wording:
+    """A caption, and which of `NAMES` its words settle.
+
+    A word of mood settles none by itself: it follows from mode and tempo.
+    """
+
+    caption: manifest.Caption
+    names: tuple[str, ...]
+
+
+def wordings(attributes: Attributes, rng: random.Random) -> list[Wording]:
     """Describes a clip in many ways.
 
     Args:
       attributes: the clip's.
       rng: the source of chance.
-
-    Returns:
-      Dicts of `kind` (one of `KINDS`), `text`, and `names`: which attributes (of `NAMES`) the
-      text settles. A word of mood settles none by itself: it follows from mode and tempo.
     """
     makers = {"long": _long, "short": _short, "tags": _tags, "playlist": _playlist}
     made = []
-    for kind in KINDS:
-        for _ in range(COUNTS[kind]):
+    for kind, count in COUNTS.items():
+        for _ in range(count):
             text, names = makers[kind](_Words(attributes, rng))
-            made.append({"kind": kind, "text": text, "names": [n for n in NAMES if n in names]})
+            caption = manifest.Caption(kind=kind, text=text)
+            made.append(Wording(caption=caption, names=tuple(n for n in NAMES if n in names)))
     return made
 
 

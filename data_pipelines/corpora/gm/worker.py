@@ -17,18 +17,20 @@ import threading
 import time
 from pathlib import Path
 
-from data_pipelines.gm.clip import Job, make_clip
-from data_pipelines.gm.synth import SynthError, Synthesizer
+from data_pipelines import manifest
+from data_pipelines.corpora.gm.clip import Job, make_clip
+from data_pipelines.corpora.gm.synth import SynthError, Synthesizer
+from musiclm import errors
 
 _START = (
     # The answers' channel is taken before any import: pyfluidsynth prints while it is imported
     # where $CI is set, and that must go to stderr.
     "import json, os, sys; answers = os.dup(1); os.dup2(2, 1); "
-    "from data_pipelines.gm import worker; worker.serve(json.loads(sys.argv[1]), answers)"
+    "from data_pipelines.corpora.gm import worker; worker.serve(json.loads(sys.argv[1]), answers)"
 )
 
 
-class WorkerError(RuntimeError):
+class WorkerError(errors.UserError):
     """A worker died or overran its time twice on one clip, or refused it."""
 
 
@@ -48,7 +50,8 @@ def serve(spec: dict, answers_fd: int) -> None:
         return
     for line in sys.stdin:
         try:
-            answer = {"entry": make_clip(job, int(line), synthesizer, Path(spec["out"]))}
+            clip = make_clip(job, int(line), synthesizer, Path(spec["out"]))
+            answer = {"clip": manifest.dumps(clip)}
         except (SynthError, OSError) as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=answers)
@@ -65,7 +68,7 @@ class Worker:
         self._process = None
 
     def _start(self):
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         # One thread each: the workers are the parallelism.
         environment = {
@@ -85,8 +88,8 @@ class Worker:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def make(self, index: int) -> dict:
-        """The manifest line of clip `index`, whose WAV is then in place.
+    def make(self, index: int) -> manifest.Clip:
+        """The record of clip `index`, whose WAV is then in place.
 
         Raises:
           WorkerError: two processes in a row died or overran, or the clip failed its checks.
@@ -98,7 +101,7 @@ class Worker:
             if answer is not None:
                 if "error" in answer:
                     raise WorkerError(answer["error"])
-                return answer["entry"]
+                return manifest.loads(answer["clip"])
             self.close()
             print(f"clip {index}: worker lost or late, attempt {attempt} of 2", file=sys.stderr)
         raise WorkerError(f"clip {index}: the renderer died or took over {self._timeout} s, twice")
@@ -132,7 +135,7 @@ class Worker:
 
 
 def make_all(workers: list[Worker], indices):
-    """Yields the manifest lines of many clips as they are done, in any order.
+    """Yields the records of many clips as they are done, in any order.
 
     Raises:
       WorkerError: the first clip that cannot be made; the others are stopped.

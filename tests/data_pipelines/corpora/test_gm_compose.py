@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from data_pipelines.gm import attributes as gm_attributes
-from data_pipelines.gm import captions as gm_captions
-from data_pipelines.gm import clip, compose
+from data_pipelines.corpora.gm import attributes as gm_attributes
+from data_pipelines.corpora.gm import captions as gm_captions
+from data_pipelines.corpora.gm import clip, compose
 
 ATTRIBUTES = st.builds(
     gm_attributes.Attributes,
@@ -166,14 +166,14 @@ def _absent(text: str) -> str:
 @SETTINGS
 @hypothesis.given(ATTRIBUTES, st.integers(0, 2**32))
 def test_captions_say_what_is_true(attributes, seed):
-    made = gm_captions.captions(attributes, random.Random(seed))
-    assert collections.Counter(one["kind"] for one in made) == gm_captions.COUNTS
+    made = gm_captions.wordings(attributes, random.Random(seed))
+    assert collections.Counter(one.caption.kind for one in made) == gm_captions.COUNTS
     for one in made:
-        text, names = one["text"], one["names"]
+        kind, text, names = one.caption.kind, one.caption.text, one.names
         plain = text.replace(",", "").lower()
         assert text.strip() == text
         assert "  " not in text
-        if one["kind"] == "long":
+        if kind == "long":
             assert set(names) == set(gm_captions.NAMES)
         for name, words in SAID.items():
             said = any(word.lower() in plain for word in words(attributes))
@@ -181,9 +181,9 @@ def test_captions_say_what_is_true(attributes, seed):
         for part in ("chords", "bass", "drums"):
             word = {"chords": "chord", "bass": "bass", "drums": "drum"}[part]
             assert (word in text) == (part in names), (part, text)
-            if part in names and one["kind"] != "tags":
+            if part in names and kind != "tags":
                 assert (word in _absent(text)) == (not getattr(attributes, part)), (part, text)
-            if part in names and one["kind"] == "tags":
+            if part in names and kind == "tags":
                 assert (f"no {word}" in text) == (not getattr(attributes, part)), (part, text)
         others = set(gm_captions.INSTRUMENT_WORDS) - {attributes.instrument}
         assert not any(other in text for other in others), text
@@ -194,9 +194,9 @@ def test_captions_say_what_is_true(attributes, seed):
 def test_captions_vary_and_leave_things_out():
     attributes = gm_attributes.draw(random.Random(5), held_out=False)
     made = [
-        one for seed in range(100) for one in gm_captions.captions(attributes, random.Random(seed))
+        one for seed in range(100) for one in gm_captions.wordings(attributes, random.Random(seed))
     ]
-    assert len({one["text"] for one in made}) > 0.8 * len(made)
-    named = [len(one["names"]) for one in made if one["kind"] == "short"]
+    assert len({one.caption.text for one in made}) > 0.8 * len(made)
+    named = [len(one.names) for one in made if one.caption.kind == "short"]
     assert min(named) == 2
     assert max(named) == 4

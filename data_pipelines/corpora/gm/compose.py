@@ -12,7 +12,7 @@ import random
 import numpy as np
 import pretty_midi
 
-from data_pipelines.gm.attributes import INSTRUMENTS, Attributes, register_class
+from data_pipelines.corpora.gm.attributes import INSTRUMENTS, Attributes, register_class
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}  # natural minor
 # Degrees of the triads, from 0. The diminished triads are left out.

@@ -1,18 +1,20 @@
-"""The command `musiclm data gm` (also `python -m data_pipelines.gm`)."""
-
-from __future__ import annotations
+"""Composes captioned General-MIDI music by a seeded program, and renders it with FluidSynth."""
 
 import argparse
 import sys
 
-from data_pipelines import manifest
-from data_pipelines.gm.build import BuildError, build
-from data_pipelines.gm.synth import SynthError
-from data_pipelines.gm.worker import WorkerError
+from data_pipelines.corpora import corpus
+
+EXAMPLES = """\
+  musiclm data gm --out corpus --clips 1000 --seed 0
+  musiclm data gm --out held_out --clips 600 --seed 1 --held-out
+
+Started again, it goes on where it was; with more clips, it enlarges the corpus.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments to a parser."""
+    """Adds the corpus's arguments to a parser."""
     parser.add_argument("--out", required=True, help="folder for the WAVs and manifest.jsonl")
     parser.add_argument("--clips", type=int, required=True, help="how many clips")
     parser.add_argument("--seed", type=int, default=0, help="clip i depends on seed and i (0)")
@@ -32,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Builds the corpus; returns the exit code, 2 after one line that says what to mend."""
+def make(args: argparse.Namespace) -> corpus.Made:
+    """Builds the corpus; see `build.build`."""
+    from data_pipelines.corpora.gm.build import build  # here: it needs FluidSynth's bindings
+
     try:
         path = build(
             args.out,
@@ -45,15 +49,7 @@ def run(args: argparse.Namespace) -> int:
             workers=args.workers,
             soundfont=args.soundfont,
         )
-    except (BuildError, SynthError, WorkerError, manifest.ManifestError) as error:
-        print(f"musiclm: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        reason = error.strerror or error
-        print(f"musiclm: error: cannot write {args.out}: {reason}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(path)
-    return 0
+        sys.exit(130)
+    return corpus.Made(manifest=path)

@@ -1,6 +1,7 @@
 """The corpus on disk: what is heard is what is written, and no kill or bad input harms it."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -14,14 +15,14 @@ import pretty_midi
 import pytest
 import soundfile
 
-from data_pipelines import gm, manifest
-from data_pipelines.gm import attributes as gm_attributes
-from data_pipelines.gm import captions as gm_captions
-from data_pipelines.gm import clip, compose, synth
-from data_pipelines.gm.worker import Worker, WorkerError
+from data_pipelines import manifest
+from data_pipelines.corpora.gm import attributes as gm_attributes
+from data_pipelines.corpora.gm import build as gm_build
+from data_pipelines.corpora.gm import clip, compose, synth
+from data_pipelines.corpora.gm.worker import Worker, WorkerError
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "data_pipelines.gm"]
+ROOT = Path(__file__).resolve().parents[3]
+COMMAND = [sys.executable, "-m", "musiclm.bin.main", "data", "gm"]
 RATE = 16_000
 
 
@@ -44,12 +45,17 @@ def _spectrum(samples_T):
 
 
 def test_clips_are_as_the_manifest_says(corpus):
-    entries = manifest.read(corpus)
-    assert [entry["file"] for entry in entries] == [clip.file_name(i) for i in range(24)]
-    for entry in entries:
-        samples_T, rate = soundfile.read(corpus / entry["file"])
-        info = soundfile.info(corpus / entry["file"])
+    clips = manifest.read(corpus)
+    assert [one.file for one in clips] == [clip.file_name(i) for i in range(24)]
+    for one in clips:
+        path = corpus / one.file
+        samples_T, rate = soundfile.read(path)
+        info = soundfile.info(path)
         assert (info.subtype, info.channels, rate, len(samples_T)) == ("PCM_16", 1, RATE, 160_000)
+        assert (one.channels, one.sample_rate, one.seconds) == (1, RATE, 10.0)
+        assert one.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert one.licence == synth.licence_of(synth.find_soundfont())
+        entry = one.attributes
         peak = np.abs(samples_T).max()
         assert peak == pytest.approx(synth.PEAK, abs=1e-3)  # normalised, so nothing clips
         rms_db = 10 * np.log10(np.mean(samples_T**2))
@@ -64,17 +70,36 @@ def test_clips_are_as_the_manifest_says(corpus):
         assert entry["density"] == gm_attributes.density_class(
             entry["notes_per_s"] * 60 / entry["bpm"]
         )
-        assert entry["caption"] in [one["text"] for one in entry["captions"]]
-        longs = [one for one in entry["captions"] if one["kind"] == "long"]
-        assert longs
-        assert all(one["names"] == list(gm_captions.NAMES) for one in longs)
+        assert entry["caption"] in [caption.text for caption in one.captions]
+        assert {caption.kind for caption in one.captions} == set(manifest.CAPTION_KINDS)
+
+
+def test_lines_have_all_that_is_promised(corpus):
+    line = json.loads((corpus / manifest.NAME).read_text().splitlines()[0])
+    names = "file sha256 seconds sample_rate channels licence split captions caption instrument"
+    names += " family program tonic mode bpm tempo notes_per_s density register mean_pitch chords"
+    names += " bass drums articulation mood combination rms_db seed index"
+    assert set(line) == set(names.split())
+    assert all(set(caption) == {"kind", "text"} for caption in line["captions"])
 
 
 def test_hold_out_in_the_manifest(corpus, held_out_corpus):
-    for folder, held_out, split in ((corpus, False, "train"), (held_out_corpus, True, "held_out")):
-        for entry in manifest.read(folder):
-            assert gm_attributes.is_held_out(entry["combination"]) == held_out
-            assert entry["split"] == split
+    for folder, held_out in ((corpus, False), (held_out_corpus, True)):
+        for one in manifest.read(folder):
+            assert gm_attributes.is_held_out(one.attributes["combination"]) == held_out
+            assert (one.split == "test") == held_out
+
+
+def test_few_clips_are_for_validation():
+    job = clip.Job(seed=0, held_out=False, seconds=10.0, sample_rate=RATE)
+    splits = [job.split(index) for index in range(8000)]
+    assert set(splits) == {"train", "validation"}
+    assert 150 < splits.count("validation") < 250
+
+
+def test_a_foreign_soundfont_has_no_known_licence(tmp_path):
+    assert synth.licence_of("/usr/share/sounds/sf2/FluidR3_GM.sf2") == "MIT"
+    assert synth.licence_of(tmp_path / "mine.sf2") == ""
 
 
 def test_lead_is_in_tune(corpus):
@@ -179,8 +204,8 @@ def test_goes_on_after_a_kill_and_grows(corpus, tmp_path):
         lines.write('{"file": "0000')
     (out / "000007.wav.tmp").write_bytes(b"RIFF")
     kept = (out / json.loads(part.read_text().splitlines()[0])["file"]).stat().st_mtime_ns
-    gm.build(out, 8, seed=3, workers=2, progress=False)
-    gm.build(out, 12, seed=3, workers=2, progress=False)
+    gm_build.build(out, 8, seed=3, workers=2, progress=False)
+    gm_build.build(out, 12, seed=3, workers=2, progress=False)
     first = json.loads((out / manifest.NAME).read_text().splitlines()[0])
     assert (out / first["file"]).is_file()
     assert kept in {path.stat().st_mtime_ns for path in out.glob("*.wav")}  # not made again
@@ -189,10 +214,10 @@ def test_goes_on_after_a_kill_and_grows(corpus, tmp_path):
     assert manifest.read(out) == manifest.read(corpus)[:12]
     assert set(made) == {"corpus.json", manifest.NAME, *map(clip.file_name, range(12))}
     assert all(made[name] == whole[name] for name in made if name != manifest.NAME)
-    with pytest.raises(gm.BuildError, match="already holds 12"):
-        gm.build(out, 5, seed=3, progress=False)
-    with pytest.raises(gm.BuildError, match="seed = 3, not 4"):
-        gm.build(out, 12, seed=4, progress=False)
+    with pytest.raises(gm_build.BuildError, match="already holds 12"):
+        gm_build.build(out, 5, seed=3, progress=False)
+    with pytest.raises(gm_build.BuildError, match="seed = 3, not 4"):
+        gm_build.build(out, 12, seed=4, progress=False)
 
 
 def test_lost_and_late_renderers(tmp_path):
@@ -207,7 +232,7 @@ def test_lost_and_late_renderers(tmp_path):
         worker._timeout = 60
         assert worker.make(0) == first
         os.kill(worker.pid, signal.SIGKILL)  # crashes
-        assert worker.make(2)["index"] == 2
+        assert worker.make(2).attributes["index"] == 2
     finally:
         worker.close()
 
@@ -251,7 +276,7 @@ def test_foreign_and_unwritable_folders(tmp_path):
     result = _command("--out", tmp_path, "--clips", 1)
     assert (result.returncode, "not empty" in result.stderr) == (2, True)
     result = _command("--out", tmp_path / "mine.txt" / "gm", "--clips", 1)
-    assert (result.returncode, "cannot write" in result.stderr) == (2, True)
+    assert (result.returncode, "cannot read or write" in result.stderr) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -261,5 +286,5 @@ def test_soundfont_from_the_environment(tmp_path):
 
 
 def test_corpus_needs_no_jax():
-    code = "import sys, data_pipelines.gm.cli; sys.exit('jax' in sys.modules)"
+    code = "import sys, data_pipelines.corpora.gm.build; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

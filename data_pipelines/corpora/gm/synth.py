@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from musiclm import errors
+
 APT_LINE = "sudo apt-get install libfluidsynth3 fluid-soundfont-gm"
 SOUNDFONT_VARIABLE = "MUSICLM_SOUNDFONT"
 SOUNDFONT_PLACES = (
@@ -31,7 +33,7 @@ CHANNELS = {"lead": 0, "chords": 1, "bass": 2, "drums": 9}
 DRUM_BANK = 128
 
 
-class SynthError(RuntimeError):
+class SynthError(errors.UserError):
     """FluidSynth or the soundfont is missing, or a clip came out wrong; the message says how."""
 
 
@@ -55,6 +57,15 @@ def find_soundfont(soundfont: str | os.PathLike | None = None) -> Path:
         f"{where}: install it with `{APT_LINE}`, or name one with --soundfont "
         f"or {SOUNDFONT_VARIABLE}"
     )
+
+
+def licence_of(soundfont: str | os.PathLike) -> str:
+    """The licence of what a soundfont renders, "" if unknown.
+
+    The program that composes claims nothing of its pieces, so what binds a render is the licence of
+    the samples that it is made of: FluidR3_GM is under the MIT licence.
+    """
+    return "MIT" if Path(soundfont).resolve().stem == "FluidR3_GM" else ""
 
 
 def load_fluidsynth():
@@ -92,6 +103,7 @@ class Synthesizer:
     def __init__(self, soundfont: str | os.PathLike, sample_rate: int):
         """Loads the soundfont (0.1 to 0.5 s)."""
         self._bindings = fluidsynth = load_fluidsynth()
+        self.licence = licence_of(soundfont)
         self.sample_rate = sample_rate
         self.render_rate = 2 * sample_rate if sample_rate <= 24_000 else sample_rate
         pointer, integer = ctypes.c_void_p, ctypes.c_int
