@@ -3,6 +3,7 @@
 B: rows of a host, S: positions of a sequence, T: samples, L: text tokens.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -155,4 +156,21 @@ def _iterate(
         trim_output_features=False,  # rows are exact already, and seqio would trim their first axis
         verbose=False,
     )
-    return data.as_numpy_iterator()
+    return _closed_in_time(data.as_numpy_iterator())
+
+
+def _closed_in_time(iterator: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; TensorFlow stops making more of them before Python shuts down.
+
+    A thread of TensorFlow that would enter Python after that aborts the process.
+    """
+    held = [iterator]
+    del iterator
+
+    def batches():
+        while True:
+            yield next(held[0])
+
+    stream = batches()
+    weakref.finalize(stream, held.clear)  # when it is dropped, or at exit
+    return stream

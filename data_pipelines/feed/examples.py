@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines import manifest, shards
 from data_pipelines.feed import rows
-from data_pipelines.feed.records import Records
+from data_pipelines.feed.records import Records, open_records
 from data_pipelines.feed.rows import Purpose
 from musiclm.tokens.layout import Segment, StageLayout
 from musiclm.tokens.wordpiece import WordPiece
@@ -82,7 +82,7 @@ class TokenExamples:
         streams = set(self._codebook_sizes)
         if "mulan" in streams and conditioning != "audio":
             streams.add("text")
-        self.records = Records(folder, sorted(streams), encoder=encoder)
+        self.records = open_records(folder, tuple(sorted(streams)), encoder=encoder)
         self._stored = self.records.data_set.streams
         if "semantic" not in self._stored:
             raise shards.ShardError(f"{folder} has no semantic tokens: give a data set of tokens")
@@ -161,7 +161,9 @@ class TokenExamples:
         mulan_RQ = codes_RWQ[np.arange(len(rows_R)), windows_R]
         if self._conditioning != "audio":
             stored_Q = self._stored["text"].shape[1]
-            texts = [np.frombuffer(text, np.uint16).reshape(-1, stored_Q) for text in records["text"]]
+            texts = [
+                np.frombuffer(text, np.uint16).reshape(-1, stored_Q) for text in records["text"]
+            ]
             texts_NQ = np.concatenate(texts)
             chosen_R = choose_captions(
                 texts_NQ[:, 0],
@@ -200,7 +202,7 @@ class AudioExamples:
           shards.ShardError: no such data set, or its windows are shorter or of another rate.
         """
         streams = ("audio",) if vocabulary is None else ("audio", "captions")
-        self.records = Records(folder, streams)
+        self.records = open_records(folder, streams)
         self._vocabulary = vocabulary
         stored = self.records.data_set.streams["audio"]
         if stored.rate != sample_rate:

@@ -1,7 +1,9 @@
 """Reading a data set's shards by record, and going on where a record can't be read."""
 
+import functools
 import os
 import resource
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +52,7 @@ class Records:
         self._ends = np.cumsum(self.data_set.records)
         self._readers: dict[tuple[str, int], array_record_module.ArrayRecordReader] = {}
         self._checked: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()  # training and evaluation read on threads of their own
         if lacking := set(streams) - set(self.data_set.streams):
             raise shards.ShardError(
                 f"{folder} lacks the streams {sorted(lacking)} (it has "
@@ -131,19 +134,32 @@ class Records:
         )
 
     def _read(self, stream: str, shard: int, position: int) -> bytes:
-        reader = self._readers.get((stream, shard))
-        if reader is None:
-            path = self.folder / self.data_set.shards[stream][shard].name
-            reader = array_record_module.ArrayRecordReader(
-                str(path), _READER_OPTIONS, file_reader_buffer_size=_BUFFER
-            )
-            self._readers[stream, shard] = reader
-        # One at a time: for a list the reader starts threads, which take longer than the reading.
-        (record,) = reader.read([position])
+        with self._lock:
+            reader = self._readers.get((stream, shard))
+            if reader is None:
+                path = self.folder / self.data_set.shards[stream][shard].name
+                reader = array_record_module.ArrayRecordReader(
+                    str(path), _READER_OPTIONS, file_reader_buffer_size=_BUFFER
+                )
+                self._readers[stream, shard] = reader
+            # One at a time: a list is handed to threads, which takes longer than the reading.
+            (record,) = reader.read([position])
         size = record_size(self.data_set.streams[stream])
         if size is not None and len(record) != size:
             raise ValueError(f"it has {len(record)} bytes, not {size}")
         return record
+
+
+@functools.lru_cache(maxsize=64)
+def open_records(
+    folder: str | os.PathLike, streams: Sequence[str], *, encoder: str | None = None
+) -> Records:
+    """`Records`, once a process: training and each evaluation share its files and checks.
+
+    Args:
+      folder, streams, encoder: see `Records`; `streams` as a tuple.
+    """
+    return Records(folder, streams, encoder=encoder)
 
 
 def record_size(stream: shards.Stream) -> int | None:

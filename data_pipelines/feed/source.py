@@ -5,7 +5,6 @@ time through tf.data costs several times as much. The streams have no end, whate
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -173,7 +172,7 @@ class RowMixture(seqio.Mixture):
             return {"order": np.argsort(np.argsort(components_R, kind="stable"), kind="stable")}
 
         orders = steps(order, {"order": (None,)}, {"order": "int64"})
-        return tf.data.Dataset.zip(orders, *parts).map(functools.partial(_merge))
+        return tf.data.Dataset.zip(orders, *parts).map(_merge)
 
 
 def _merge(order, *parts):

@@ -1,7 +1,7 @@
 """The seqio registry: one task a corpus and stage, one mixture where there are several corpora.
 
-  tasks.register_tokens([Corpus(name="gm", splits={"train": FOLDER})], StageLayout.semantic(spec))
-  seqio.get_mixture_or_task("gm_semantic").get_dataset(seed=0)
+tasks.register_tokens([Corpus(name="gm", splits={"train": FOLDER})], StageLayout.semantic(spec))
+seqio.get_mixture_or_task("gm_semantic").get_dataset(seed=0)
 """
 
 import dataclasses
