@@ -5,6 +5,7 @@ is one layout, and int32 [B, S] is less to carry than all levels of the raw code
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import seqio
 import tensorflow as tf
@@ -22,7 +23,7 @@ class PrefixDecoderConverter(seqio.FeatureConverter):
     says which positions are the target's.
     """
 
-    MODEL_FEATURES = {"tokens": _Spec(dtype=tf.int32, rank=2, sequence_dim=1)}
+    MODEL_FEATURES: ClassVar = {"tokens": _Spec(dtype=tf.int32, rank=2, sequence_dim=1)}
 
     def __init__(self, layout: StageLayout):
         """Takes the layout of the stage."""
@@ -57,8 +58,8 @@ class PrefixDecoderConverter(seqio.FeatureConverter):
 class AudioConverter(seqio.FeatureConverter):
     """PCM to {"waveform": f32 [B, T]}; word pieces, where there are some, pass through."""
 
-    MODEL_FEATURES = {"waveform": _Spec(dtype=tf.float32, rank=2, sequence_dim=1)}
-    TASK_FEATURES = {"audio": _Spec(dtype=tf.int16, rank=2, sequence_dim=1)}
+    MODEL_FEATURES: ClassVar = {"waveform": _Spec(dtype=tf.float32, rank=2, sequence_dim=1)}
+    TASK_FEATURES: ClassVar = {"audio": _Spec(dtype=tf.int16, rank=2, sequence_dim=1)}
 
     def __init__(self, *, with_text: bool):
         """Says whether the task has captions."""

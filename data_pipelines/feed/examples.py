@@ -160,10 +160,7 @@ class TokenExamples:
         )
         mulan_RQ = codes_RWQ[np.arange(len(rows_R)), windows_R]
         if self._conditioning != "audio":
-            stored_Q = self._stored["text"].shape[1]
-            texts = [
-                np.frombuffer(text, np.uint16).reshape(-1, stored_Q) for text in records["text"]
-            ]
+            texts = [self._stored["text"].decode(record) for record in records["text"]]
             texts_NQ = np.concatenate(texts)
             chosen_R = choose_captions(
                 texts_NQ[:, 0],

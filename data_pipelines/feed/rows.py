@@ -89,8 +89,9 @@ def permute(places_R: np.ndarray, keys_R: np.ndarray, size: int) -> np.ndarray:
         x, keys = result_R[todo], keys_R[todo]
         low, high = x & low_mask, x >> np.uint64(low_bits)
         for index in range(0, _ROUNDS, 2):
-            low ^= _finalize(high ^ (keys + np.uint64(index))) & low_mask
-            high ^= _finalize(low ^ (keys + np.uint64(index + 1))) & high_mask
+            # The round's number stays clear of the halves' bits: no two rounds share an input.
+            low ^= _finalize(high ^ keys ^ np.uint64(index << 40)) & low_mask
+            high ^= _finalize(low ^ keys ^ np.uint64((index + 1) << 40)) & high_mask
         result_R[todo] = x = (high << np.uint64(low_bits)) | low
         todo = todo[x >= size]
     return result_R.astype(np.int64)

@@ -114,7 +114,9 @@ class RowSource(seqio.DataSource):
             raise ValueError(f"split is {split!r}: this corpus has {sorted(self.examples)}")
         examples, place, seed = self.examples[split], Place.of(shard_info), seed or 0
         place.rows(0)  # told before the checksums' minutes if the hosts don't divide the batch
-        examples.records.check(place.index, place.num_shards)
+        # All splits: a run must not find at its first evaluation that it can't go on.
+        for part in self.examples.values():
+            part.records.check(place.index, place.num_shards)
         # Each component draws for itself: their rows have the same numbers.
         draws = int(rows.hash64(seed, rows.Purpose.COMPONENT, place.component)[0] >> np.uint64(1))
 

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
     compilation_cache.enable()
     import gin
 
+    from musiclm import errors
     from musiclm.training import health, loop
 
     gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN_BINDINGS.value)
@@ -28,6 +29,10 @@ def main(argv: list[str]) -> None:
         gin.get_configurable(loop.train)()
     except health.HealthError as error:
         sys.exit(f"musiclm.bin.train: stopped at {error}")
+    except errors.UserError as error:
+        # Its first line: gin appends where in the configuration it happened.
+        print(f"musiclm.bin.train: error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
