@@ -28,6 +28,7 @@ class Records:
     Attributes:
       folder: of the data set.
       data_set: the content of its `dataset.json`.
+      streams: those that are read.
       unreadable: how many rows were replaced so far.
     """
 
@@ -47,7 +48,7 @@ class Records:
         self.folder = Path(folder)
         self.data_set = shards.load(folder)
         self.unreadable = 0
-        self._streams = tuple(streams)
+        self.streams = tuple(streams)
         self._encoder = encoder
         self._ends = np.cumsum(self.data_set.records)
         self._readers: dict[tuple[str, int], array_record_module.ArrayRecordReader] = {}
@@ -75,11 +76,11 @@ class Records:
         shards.check(
             self.folder,
             encoder=self._encoder,
-            streams=self._streams,
+            streams=self.streams,
             part=host,
             num_parts=num_hosts,
         )
-        _allow_open_files(len(self._streams) * len(self._ends))
+        _allow_open_files(len(self.streams) * len(self._ends))
         self._checked.add((host, num_hosts))
 
     def read(
@@ -102,7 +103,7 @@ class Records:
           shards.ShardError: many rows on end can't be read.
         """
         rows_R = rows_R.copy()
-        found: dict[str, list[bytes]] = {name: [b""] * len(rows_R) for name in self._streams}
+        found: dict[str, list[bytes]] = {name: [b""] * len(rows_R) for name in self.streams}
         todo = np.arange(len(rows_R))
         for _ in range(_MOST_IN_A_ROW):
             records = rows.records_of(rows_R[todo], len(self), seed=seed, shuffle=shuffle)
@@ -113,7 +114,7 @@ class Records:
             ):
                 position = record - (int(self._ends[shard - 1]) if shard else 0)
                 try:
-                    for name in self._streams:
+                    for name in self.streams:
                         found[name][place] = self._read(name, shard, position)
                 except _UNREADABLE as error:
                     self.unreadable += 1

@@ -14,6 +14,8 @@ import tensorflow as tf
 from data_pipelines.feed import rows
 from data_pipelines.feed.examples import Batch, Examples
 
+tf.config.set_visible_devices([], "GPU")  # JAX has the accelerators
+
 
 @dataclasses.dataclass(frozen=True)
 class Place(seqio.ShardInfo):
@@ -93,9 +95,9 @@ class RowSource(seqio.DataSource):
         return True
 
     def list_shards(self, split: str) -> list[str]:
-        """The files of a split."""
-        shards = self.examples[split].records.data_set.shards
-        return [shard.name for files in shards.values() for shard in files]
+        """The files that are read for a split."""
+        records = self.examples[split].records
+        return [shard.name for name in records.streams for shard in records.data_set.shards[name]]
 
     def get_dataset(
         self,
@@ -122,6 +124,11 @@ class RowSource(seqio.DataSource):
 
         def make(step: int) -> Batch:
             own_R = place.component_rows(step, seed=seed)
+            if not len(own_R):  # a small share of a small batch
+                return {
+                    name: np.empty((0, *shape), examples.dtypes[name])
+                    for name, shape in examples.shapes.items()
+                }
             return examples.make(own_R, seed=draws, shuffle=shuffle)
 
         shapes = {name: (None, *shape) for name, shape in examples.shapes.items()}

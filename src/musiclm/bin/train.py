@@ -7,6 +7,7 @@ import sys
 
 from absl import app, flags, logging
 
+from musiclm import errors
 from musiclm.bin import compilation_cache
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "what to train, and how", required=True)
@@ -21,7 +22,6 @@ def main(argv: list[str]) -> None:
     compilation_cache.enable()
     import gin
 
-    from musiclm import errors
     from musiclm.training import health, loop
 
     gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN_BINDINGS.value)
