@@ -23,8 +23,6 @@ CONDITIONING = ("audio", "text", "mixed")
 # MuLan's mix of caption kinds (section 4.1 there), in the order of `manifest.CAPTION_KINDS`.
 _KIND_WEIGHTS = np.array([2.0, 2.0, 1.0, 1.0])
 _MULAN_SECONDS = 10
-# Records of sound that are held at once: 23 MB of 30 s at 24 kHz.
-_SOUNDS_AT_ONCE = 16
 
 Batch = dict[str, np.ndarray]
 
@@ -103,7 +101,8 @@ class TokenExamples:
 
     def make(self, rows_R: np.ndarray, *, seed: int, shuffle: bool) -> Batch:
         """Raw codes, uint16: "mulan" [R, Q], "semantic" [R, T], "acoustic" [R, T, Q] as needed."""
-        rows_R, records = self.records.read(rows_R, seed=seed, shuffle=shuffle)
+        read = list(self.records.read(rows_R, seed=seed, shuffle=shuffle))
+        records = {name: [record[name] for record in read] for name in self.records.streams}
         starts_R = rows.integers(seed, rows_R, Purpose.CROP, self._starts)
         batch = {}
         for source, shape in self.shapes.items():
@@ -226,16 +225,17 @@ class AudioExamples:
             for name, shape in self.shapes.items()
         }
         length = self.shapes["audio"][0]
-        for first in range(0, len(rows_R), _SOUNDS_AT_ONCE):
-            part = slice(first, first + _SOUNDS_AT_ONCE)
-            read_R, records = self.records.read(rows_R[part], seed=seed, shuffle=shuffle)
-            starts_R = rows.integers(seed, read_R, Purpose.CROP, self._starts)
-            for row, (record, start) in enumerate(
-                zip(records["audio"], starts_R.tolist(), strict=True), start=first
-            ):
-                batch["audio"][row] = np.frombuffer(record, self._dtype)[start : start + length]
-            if self._vocabulary is not None:
-                batch["text_ids"][part] = self._encode(records["captions"], read_R, seed)
+        starts_R = rows.integers(seed, rows_R, Purpose.CROP, self._starts)
+        captions = []
+        read = self.records.read(rows_R, seed=seed, shuffle=shuffle)
+        for row, (record, start) in enumerate(zip(read, starts_R.tolist(), strict=True)):
+            # Let go of before the next is read, so that megabytes need no fresh pages every time.
+            samples_T = np.frombuffer(record.pop("audio"), self._dtype)
+            batch["audio"][row] = samples_T[start : start + length]
+            del samples_T
+            captions.append(record.get("captions"))
+        if self._vocabulary is not None:
+            batch["text_ids"] = self._encode(captions, rows_R, seed)
         return batch
 
     def _encode(self, records: Sequence[bytes], rows_R: np.ndarray, seed: int) -> np.ndarray:

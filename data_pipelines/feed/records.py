@@ -1,10 +1,12 @@
 """Reading a data set's shards by record, and going on where a record can't be read."""
 
+import bisect
 import functools
+import itertools
 import os
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ class Records:
       folder: of the data set.
       data_set: the content of its `dataset.json`.
       streams: those that are read.
-      unreadable: how many rows were replaced so far.
+      unreadable: how many records were replaced so far.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Records:
         self.unreadable = 0
         self.streams = tuple(streams)
         self._encoder = encoder
-        self._ends = np.cumsum(self.data_set.records)
+        self._ends = list(itertools.accumulate(self.data_set.records))
         self._readers: dict[tuple[str, int], array_record_module.ArrayRecordReader] = {}
         self._checked: set[tuple[int, int]] = set()
         self._lock = threading.Lock()  # training and evaluation read on threads of their own
@@ -63,7 +65,7 @@ class Records:
             raise shards.ShardError(f"{folder} has no records: make the data set again")
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     def check(self, host: int = 0, num_hosts: int = 1) -> None:
         """Holds the files to `dataset.json`, once a process; hosts share the checksums.
@@ -83,55 +85,41 @@ class Records:
         _allow_open_files(len(self.streams) * len(self._ends))
         self._checked.add((host, num_hosts))
 
-    def read(
-        self, rows_R: np.ndarray, *, seed: int, shuffle: bool
-    ) -> tuple[np.ndarray, dict[str, list[bytes]]]:
-        """The records of rows, stream by stream.
+    def read(self, rows_R: np.ndarray, *, seed: int, shuffle: bool) -> Iterator[dict[str, bytes]]:
+        """The records of rows, one after another: by stream, as they are stored.
 
-        A row whose record can't be read, in any of the streams, becomes the row after it: the same
-        one on every host and in every run. It is counted in `unreadable` and logged.
+        Where a row's record can't be read, in any of the streams, it gets that of the row after it:
+        the same one on every host and in every run. That is counted in `unreadable` and logged.
 
         Args:
           rows_R: global rows, int64.
           seed, shuffle: see `rows.records_of`.
 
-        Returns:
-          The rows that were read, which differ from `rows_R` where one was replaced; and by stream
-          the bytes of each.
-
         Raises:
-          shards.ShardError: many rows on end can't be read.
+          shards.ShardError: the records of many rows on end can't be read.
         """
-        rows_R = rows_R.copy()
-        found: dict[str, list[bytes]] = {name: [b""] * len(rows_R) for name in self.streams}
-        todo = np.arange(len(rows_R))
-        for _ in range(_MOST_IN_A_ROW):
-            records = rows.records_of(rows_R[todo], len(self), seed=seed, shuffle=shuffle)
-            shards_of = np.searchsorted(self._ends, records, side="right")
-            failed = []
-            for place, record, shard in zip(
-                todo.tolist(), records.tolist(), shards_of.tolist(), strict=True
-            ):
-                position = record - (int(self._ends[shard - 1]) if shard else 0)
-                try:
-                    for name in self.streams:
-                        found[name][place] = self._read(name, shard, position)
-                except _UNREADABLE as error:
-                    self.unreadable += 1
-                    logging.error(
-                        "row %d: record %d of shard %d of %s can't be read (%s): row %d takes its "
-                        "place; %d replaced so far",
-                        rows_R[place], position, shard, self.folder, error, rows_R[place] + 1,
-                        self.unreadable,
-                    )  # fmt: skip
-                    failed.append(place)
-            if not failed:
-                return rows_R, found
-            todo = np.array(failed)
-            rows_R[todo] += 1
+        records_R = rows.records_of(rows_R, len(self), seed=seed, shuffle=shuffle)
+        for row, record in zip(rows_R.tolist(), records_R.tolist(), strict=True):
+            yield self._read_or_next(row, record, seed, shuffle)
+
+    def _read_or_next(self, row: int, record: int, seed: int, shuffle: bool) -> dict[str, bytes]:
+        for following in range(row + 1, row + 1 + _MOST_IN_A_ROW):
+            shard = bisect.bisect_right(self._ends, record)
+            position = record - (self._ends[shard - 1] if shard else 0)
+            try:
+                return {name: self._read(name, shard, position) for name in self.streams}
+            except _UNREADABLE as error:
+                self.unreadable += 1
+                logging.error(
+                    "record %d of shard %d of %s can't be read (%s): row %d gets that of row %d; "
+                    "%d replaced so far",
+                    position, shard, self.folder, error, row, following, self.unreadable,
+                )  # fmt: skip
+            next_R = np.array([following])
+            (record,) = rows.records_of(next_R, len(self), seed=seed, shuffle=shuffle).tolist()
         raise shards.ShardError(
-            f"{self.folder}: {_MOST_IN_A_ROW} rows on end can't be read, row {rows_R[todo[0]]} the "
-            "last: check the disk, or copy the data set again"
+            f"{self.folder}: the records of {_MOST_IN_A_ROW} rows on end can't be read, from row "
+            f"{row} on: check the disk, or copy the data set again"
         )
 
     def _read(self, stream: str, shard: int, position: int) -> bytes:
