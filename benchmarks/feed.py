@@ -1,12 +1,12 @@
 """How many examples a second one core feeds to training, beside what seqio and tf.data do.
 
-Writes data sets of the paper's shapes (30 s windows, 12 levels, 24 kHz) to a temporary folder and
-reads them as training does. Counts processor time of all threads, so other work on the machine does
-not count against it. One JSON line a figure.
+Writes data sets of the paper's shapes (tokens of 30 s with 12 levels, sound of 10 s at 24 kHz as
+`musiclm pack` cuts it, and of 30 s) to a temporary folder and reads them as training does. Counts
+processor time of all threads, so other work on the machine does not count against it. One JSON line
+a figure.
 """
 
 import argparse
-import itertools
 import json
 import os
 import tempfile
@@ -40,14 +40,17 @@ TOKENS = {
     ),
     "mulan": shards.Stream(dtype="uint16", shape=(SECONDS - 9, SPEC.num_mulan_codebooks), rate=1),
 }
-SOUND = {
-    "audio": shards.Stream(
-        dtype="int16", shape=(SECONDS * SPEC.sample_rate,), rate=SPEC.sample_rate
-    )
-}
 
 
-def write(folder: Path, streams: dict[str, shards.Stream], records: int, num_shards: int) -> Path:
+def sound(seconds: int) -> dict[str, shards.Stream]:
+    """The stream of a data set of sound."""
+    length = seconds * SPEC.sample_rate
+    return {"audio": shards.Stream(dtype="int16", shape=(length,), rate=SPEC.sample_rate)}
+
+
+def write(
+    folder: Path, streams: dict[str, shards.Stream], seconds: int, records: int, num_shards: int
+) -> str:
     """A data set of noise."""
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -64,13 +67,22 @@ def write(folder: Path, streams: dict[str, shards.Stream], records: int, num_sha
         ]
         for name, stream in streams.items()
     }
-    shards.save(
-        folder,
-        shards.DataSet(
-            encoder="", corpora="", window_seconds=SECONDS, streams=streams, shards=files
-        ),
+    data_set = shards.DataSet(
+        encoder="", corpora="", window_seconds=seconds, streams=streams, shards=files
     )
-    return folder
+    shards.save(folder, data_set)
+    return str(folder)
+
+
+def bytes_an_hour(folder: Path, stream: shards.Stream, seconds: int) -> float:
+    """What an hour of a stream adds to a shard, beyond what any shard has."""
+    record = stream.encode(np.zeros(stream.shape))
+    count = -(-16_000_000 // len(record))
+    once, twice = (
+        shards.write_shard(folder / "size.array_record", [record] * n).bytes
+        for n in (count, 2 * count)
+    )
+    return (twice - once) / count / seconds * 3600
 
 
 def examples_per_second(stream: Iterator, batch_size: int, num_batches: int) -> float:
@@ -145,66 +157,74 @@ def float_lists(folder: Path, records: int, batch_size: int) -> Iterator:
 
 
 def report(name: str, value: float, unit: str, **more) -> None:
-    """Prints a figure."""
-    print(json.dumps({"name": name, "value": float(f"{value:.4g}"), "unit": unit, **more}))
+    """Prints a figure, to four digits."""
+    record = {"name": name, "value": value, "unit": unit, **more}
+    short = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in record.items()}
+    print(json.dumps(short), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=40, help="of each figure (%(default)s)")
     parser.add_argument("--windows", type=int, default=2_000, help="of tokens (%(default)s)")
-    parser.add_argument("--sounds", type=int, default=96, help="windows of sound (%(default)s)")
+    parser.add_argument("--sounds", type=int, default=128, help="windows of sound (%(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        tokens = write(folder / "tokens", TOKENS, options.windows, 8)
-        sound = write(folder / "sound", SOUND, options.sounds, 4)
         peers = {
             "semantic": examples_per_second(
                 stock_mixture(folder, options.windows, 128), 128, options.batches
             ),
-            "audio": examples_per_second(float_lists(folder, 64, 32), 32, options.batches),
+            "audio": examples_per_second(
+                float_lists(folder, options.sounds, 32), 32, options.batches
+            ),
         }
-        rates = {}
+        tokens = write(folder / "tokens", TOKENS, SECONDS, options.windows, 8)
         corpora = [
-            tasks.Corpus(name=name, splits={"train": str(tokens)}, weight=weight)
+            tasks.Corpus(name=name, splits={"train": tokens}, weight=weight)
             for name, weight in (("a", 3), ("b", 1))
         ]
-        for stage in STAGES:
+
+        def sequences(stage: str, start_step: int) -> Iterator:
             layout = StageLayout.of(stage, SPEC)
-            stream = batches.token_sequences(
-                corpora=corpora, layout=layout, seed=0, batch_size=128, start_step=0
+            return batches.token_sequences(
+                corpora=corpora, layout=layout, seed=0, batch_size=128, start_step=start_step
             )
-            rates[stage] = examples_per_second(stream, 128, options.batches)
-        crops = batches.audio_crops(
-            corpora=[tasks.Corpus(name="a", splits={"train": str(sound)})],
-            seconds=CROP_SECONDS,
-            sample_rate=SPEC.sample_rate,
-            seed=0,
-            batch_size=32,
-            start_step=0,
-        )
-        rates["audio"] = examples_per_second(crops, 32, options.batches)
+
+        def crops(seconds: int) -> Iterator:
+            data = write(folder / f"sound{seconds}", sound(seconds), seconds, options.sounds, 4)
+            return batches.audio_crops(
+                corpora=[tasks.Corpus(name=f"sound{seconds}", splits={"train": data})],
+                seconds=CROP_SECONDS,
+                sample_rate=SPEC.sample_rate,
+                seed=0,
+                batch_size=32,
+                start_step=0,
+            )
+
+        rates = {
+            stage: examples_per_second(sequences(stage, 0), 128, options.batches)
+            for stage in STAGES
+        }
+        rates["audio"] = examples_per_second(crops(10), 32, options.batches)
         for name, value in rates.items():
-            more = {"peer": float(f"{peers[name]:.4g}")} if name in peers else {}
+            more = {"peer": peers[name]} if name in peers else {}
             reach = REACH[name]
             report(
                 f"feed_{name}", value, "examples/s a core", **more, reach=reach, ok=value >= reach
             )
+        of_long = examples_per_second(crops(SECONDS), 32, options.batches)
+        report("feed_audio_of_30_s_windows", of_long, "examples/s a core", peer=peers["audio"])
 
-        late = batches.token_sequences(
-            corpora=corpora, layout=layout, seed=0, batch_size=128, start_step=10**7
-        )
         start = time.process_time()
-        list(itertools.islice(late, 1))
+        next(sequences("semantic", 10**7))
         seconds = time.process_time() - start
         report("feed_seek_step_10_million", seconds, "s of a core", reach=1, ok=seconds < 1)
 
-        for data_set in map(shards.load, (tokens, sound)):
-            for name, files in data_set.shards.items():
-                hours = sum(data_set.records) * SECONDS / 3600
-                size = sum(file.bytes for file in files)
-                report(f"stored_{name}", size / hours, "bytes an hour")
+        for name, stream in TOKENS.items():
+            report(f"stored_{name}", bytes_an_hour(folder, stream, SECONDS), "bytes an hour")
+        (stream,) = sound(10).values()
+        report("stored_audio", bytes_an_hour(folder, stream, 10), "bytes an hour")
 
 
 if __name__ == "__main__":
