@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures bench-gm
+.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures bench-gm bench-data
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -136,3 +136,10 @@ figures: setup-test $(RUN)/corpus/train.complete $(RUN)/corpus/held_out.complete
 
 bench-gm: setup-test  ## Measures how fast the corpus is rendered
 	.venv/bin/python benchmarks/gm_render.py
+
+# The capacity table takes what other benchmarks printed as well: FIGURES="decode.jsonl …".
+FIGURES ?=
+bench-data: setup-test  ## Measures how fast data is fed, and computes what 280,000 h take
+	@mkdir -p $(RUN)
+	.venv/bin/python benchmarks/feed.py | tee $(RUN)/feed.jsonl
+	.venv/bin/python benchmarks/capacity.py $(RUN)/feed.jsonl $(FIGURES)

@@ -17,14 +17,20 @@ CORE = [
 ]
 # Rendering the General-MIDI corpus; needs Debian's libfluidsynth3 and fluid-soundfont-gm as well.
 DATA = ["pretty_midi>=0.2.10", "pyfluidsynth>=1.3.4"]
-# clu's metric writers stand on TensorFlow and TensorBoard.
+# clu's metric writers stand on TensorFlow and TensorBoard, seqio on tensorflow-text, which asks for
+# the package `tensorflow`: `tensorflow-cpu` beside it would overwrite its files.
 TRAIN = [
+    "array-record>=0.8.3; sys_platform == 'linux'",  # has no other wheels
     "clu>=0.0.12",
+    "google-crc32c>=1.7",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
+    "pyarrow>=17",
+    "sentencepiece<0.2.3",  # later ones want a protobuf that apache-beam does not take
+    "seqio>=0.0.20",
     "tensorboard>=2.19",
-    "tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",
-    "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
+    "tensorflow>=2.20",
+    "tensorflow-datasets>=4.9.8",
 ]
 EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14"]
 TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6"]

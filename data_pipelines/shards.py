@@ -26,6 +26,8 @@ import google_crc32c
 import numpy as np
 from array_record.python import array_record_module
 
+from musiclm import errors
+
 NAME = "dataset.json"
 FORMAT = 1
 # One record a group, not compressed: a random read fetches what it needs and no more.
@@ -33,7 +35,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 JSON = "json"
 
 
-class ShardError(ValueError):
+class ShardError(errors.UserError):
     """A data set can't be used; the message names the file and the mend."""
 
 

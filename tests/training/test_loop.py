@@ -51,7 +51,7 @@ class Regression:
         )
 
 
-def points(*, seed, batch_size, start_step):
+def points(*, seed, batch_size, start_step, host, num_hosts):
     step = start_step
     while True:
         x = np.random.default_rng((seed, step)).normal(size=(batch_size, 3)).astype(np.float32)
@@ -80,6 +80,7 @@ def test_it_learns_writes_curves_and_exports(tmp_path):
     np.testing.assert_allclose(state.params["w"], WEIGHTS_D, atol=0.05)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(5, 51, 5))
+    assert all(line["data_wait_ms"] >= 0 for line in lines if "loss" in line)
     held_out = [line["eval/loss"] for line in lines if "eval/loss" in line]
     assert held_out[-1] < 0.01
     assert list(tmp_path.glob("events.out.tfevents*"))

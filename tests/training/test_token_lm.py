@@ -31,7 +31,7 @@ STEPS = 240
 
 def task(**kwargs):
     config = TokenLMConfig(
-        layout=StageLayout.coarse(SPEC),
+        layout=LAYOUT,
         transformer=TransformerConfig(
             num_layers=2,
             model_dim=32,
@@ -47,7 +47,10 @@ def task(**kwargs):
     return TokenLMTask(config=config, optimizer=optimizer, **kwargs)
 
 
-def batch(seed, rows=32):
+LAYOUT = StageLayout.coarse(SPEC)
+
+
+def raw_codes(seed, rows=32):
     """Random conditions; both acoustic levels follow from them and from nothing else."""
     rng = np.random.default_rng(seed)
     mulan, semantic = rng.integers(0, CODES, (rows, 1)), rng.integers(0, CODES, (rows, 6))
@@ -55,6 +58,10 @@ def batch(seed, rows=32):
     acoustic = np.stack([first, (first + mulan) % CODES], axis=-1)
     codes = {"mulan": mulan, "semantic": semantic, "acoustic": acoustic}
     return {name: array.astype(np.int32) for name, array in codes.items()}
+
+
+def batch(seed):
+    return {"tokens": LAYOUT.flatten(raw_codes(seed))}
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +97,21 @@ def test_metrics_name_the_codecs_levels(trained):
 
 def test_a_wrong_condition_costs(trained):
     _, state, evaluate, _, after, _ = trained
-    wrong = batch(10**6)
+    wrong = raw_codes(10**6)
     wrong["semantic"] = np.roll(wrong["semantic"], 1, axis=0)
-    assert evaluate(state, wrong, jax.random.key(0))["loss"] > 2 * after["loss"] + 1
+    tokens = {"tokens": LAYOUT.flatten(wrong)}
+    assert evaluate(state, tokens, jax.random.key(0))["loss"] > 2 * after["loss"] + 1
 
 
 def test_loss_is_on_the_target_alone(trained):
     lm, state, evaluate, *_ = trained
-    codes = batch(3)
-    ids = lm.config.layout.flatten(codes)
+    codes = raw_codes(3)
+    ids = LAYOUT.flatten(codes)
     logits = jax.jit(TokenLM(lm.config).apply)({"params": state.params}, ids)
     logits = np.asarray(logits, np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     chosen = np.take_along_axis(log_probs, codes["acoustic"][..., :2, None], axis=-1)
-    loss = evaluate(state, codes, jax.random.key(0))["loss"]
+    loss = evaluate(state, {"tokens": ids}, jax.random.key(0))["loss"]
     assert float(loss) == pytest.approx(-chosen.mean(), rel=1e-4)
 
 

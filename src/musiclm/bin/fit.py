@@ -3,10 +3,12 @@
 python -m musiclm.bin.fit --gin_file=gin/train/mini/mulan_quantizer.gin --gin_bindings='…'
 """
 
+import sys
 from collections.abc import Callable
 
 from absl import app, flags
 
+from musiclm import errors
 from musiclm.bin import compilation_cache
 
 
@@ -26,7 +28,12 @@ def main(argv: list[str]) -> None:
     from musiclm.bin.fit import fit
 
     gin.parse_config_files_and_bindings(flags.FLAGS.gin_file, flags.FLAGS.gin_bindings)
-    gin.get_configurable(fit)()
+    try:
+        gin.get_configurable(fit)()
+    except errors.UserError as error:
+        # Its first line: gin appends where in the configuration it happened.
+        print(f"musiclm.bin.fit: error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 
 from absl import app, flags, logging
 
+from musiclm import errors
 from musiclm.bin import compilation_cache
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "what to train, and how", required=True)
@@ -28,6 +29,10 @@ def main(argv: list[str]) -> None:
         gin.get_configurable(loop.train)()
     except health.HealthError as error:
         sys.exit(f"musiclm.bin.train: stopped at {error}")
+    except errors.UserError as error:
+        # Its first line: gin appends where in the configuration it happened.
+        print(f"musiclm.bin.train: error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from musiclm import bundle, checkpoint, metrics, sharding
 from musiclm.training import health
 
 Batch = Mapping[str, np.ndarray]
-# dataset(seed=, batch_size=, start_step=): the batch of a step is a function of (seed, step) alone.
+# dataset(seed=, batch_size=, start_step=, host=, num_hosts=): a host's rows of each global batch,
+# which is a function of (seed, step) alone.
 Dataset = Callable[..., Iterator[Batch]]
 
 
@@ -81,6 +82,9 @@ def train(
       log_every, eval_every, checkpoint_every: in steps.
       keep_checkpoints: how many of the newest stay.
 
+    The curves have `steps_per_second` and `data_wait_ms`, the time a step that this host waited
+    for its batch.
+
     Returns:
       The final state.
 
@@ -100,7 +104,13 @@ def train(
     def evaluate(state, batch):
         return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
 
-    first_batch = next(dataset(seed=seed, batch_size=batch_size, start_step=0))
+    stream = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "host": jax.process_index(),
+        "num_hosts": jax.process_count(),
+    }
+    first_batch = next(dataset(start_step=0, **stream))
     shapes = jax.eval_shape(init, first_batch)
     where = sharding.state_sharding(shapes, devices)
     step = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
@@ -117,23 +127,31 @@ def train(
         else:
             state = checkpoints.restore(checkpoint.abstract(shapes, where))
         start = int(state.step)
-        batches = prefetch(dataset(seed=seed, batch_size=batch_size, start_step=start))
+        batches = prefetch(dataset(start_step=start, **stream))
         progress = tqdm.tqdm(
             range(start, num_steps), initial=start, total=num_steps, desc=workdir.name, unit="step"
         )
-        clock = time.perf_counter()
+        clock, waited = time.perf_counter(), 0.0
         for done in progress:
-            state, scalars = step(state, sharding.to_devices(next(batches), devices))
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            state, scalars = step(state, sharding.to_devices(batch, devices))
             count = done + 1
             if count % log_every == 0 or count == num_steps:
                 scalars = {name: float(value) for name, value in scalars.items()}
                 monitor.observe(count, scalars)
                 elapsed, clock = time.perf_counter() - clock, time.perf_counter()
                 steps_logged = (count - start) % log_every or log_every
-                writer.write(count, scalars | {"steps_per_second": steps_logged / elapsed})
+                rates = {
+                    "steps_per_second": steps_logged / elapsed,
+                    "data_wait_ms": 1_000 * waited / steps_logged,
+                }
+                waited = 0.0
+                writer.write(count, scalars | rates)
                 progress.set_postfix(loss=f"{scalars['loss']:.4g}")
             if eval_dataset and (count % eval_every == 0 or count == num_steps):
-                held_out = eval_dataset(seed=seed, batch_size=batch_size, start_step=0)
+                held_out = eval_dataset(start_step=0, **stream)
                 results = [
                     evaluate(state, sharding.to_devices(next(held_out), devices))
                     for _ in range(num_eval_batches)

@@ -18,8 +18,7 @@ from musiclm.training.state import TrainState
 class TokenLMTask:
     """The semantic, coarse or fine stage, by the layout in its config.
 
-    Batches hold raw codes cropped to the stage's window: int32 "mulan" [B, Q], "semantic" [B, T],
-    "acoustic" [B, T, Q], those that the stage needs.
+    Batches are {"tokens": int32 [B, S]}, sequences of the config's layout.
 
     Attributes:
       config: the model.
@@ -47,7 +46,7 @@ class TokenLMTask:
 
     def init(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> TrainState:
         """A fresh state."""
-        ids_BS = jnp.asarray(self.config.layout.flatten(batch))
+        ids_BS = jnp.asarray(batch["tokens"])
         return TrainState.create(self.model.init(key, ids_BS[:1]), self.optimizer.make())
 
     def step(
@@ -56,7 +55,7 @@ class TokenLMTask:
         """One update."""
         condition_key, dropout_key = jax.random.split(key)
         layout = self.config.layout
-        ids_BS = layout.flatten(batch)
+        ids_BS = batch["tokens"]
         if self.condition_dropout:
             dropped_B = jax.random.bernoulli(
                 condition_key, self.condition_dropout, ids_BS.shape[:1]
@@ -84,7 +83,7 @@ class TokenLMTask:
     ) -> dict[str, jax.Array]:
         """Loss and accuracy, overall and by level, with the condition and without dropout."""
         del key
-        ids_BS = self.config.layout.flatten(batch)
+        ids_BS = batch["tokens"]
         return self._score(self.model.apply({"params": state.params}, ids_BS), ids_BS)[1]
 
     def export(self, state: TrainState) -> tuple[TokenLMConfig, dict[str, Any]]:

@@ -1,0 +1,176 @@
+"""What a gin file hands to the training loop: batches from a step on, without end.
+
+B: rows of a host, S: positions of a sequence, T: samples, L: text tokens.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+
+from data_pipelines import manifest
+from data_pipelines.feed import tasks
+from data_pipelines.feed.converter import AudioConverter, PrefixDecoderConverter, sequence_lengths
+from data_pipelines.feed.source import Place
+from data_pipelines.feed.tasks import Corpus
+from musiclm.tokens.layout import StageLayout
+from musiclm.tokens.wordpiece import WordPiece
+
+Batch = dict[str, np.ndarray]
+
+
+def token_sequences(
+    *,
+    corpora: Sequence[Corpus],
+    layout: StageLayout,
+    conditioning: str = "audio",
+    encoder: str | None = None,
+    split: str = "train",
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> Iterator[Batch]:
+    """The sequences of a stage.
+
+    Args:
+      corpora: of token data sets; several are mixed by their weights.
+      layout: of the stage.
+      conditioning: where MuLan codes come from: "audio" (the paper), "text" or "mixed".
+      encoder: digest of the tokenizers that must have made the tokens; None takes any.
+      split: "train" or "validation".
+      seed: of the order and of every draw.
+      batch_size: rows of all hosts together.
+      start_step: where to enter the stream.
+      host, num_hosts: whose rows.
+
+    Returns:
+      Batches {"tokens": int32 [B, S]}.
+
+    Raises:
+      shards.ShardError: a data set is missing, damaged, or not for this stage.
+    """
+    name = tasks.register_tokens(corpora, layout, conditioning=conditioning, encoder=encoder)
+    return _iterate(
+        name,
+        sequence_lengths(layout),
+        PrefixDecoderConverter(layout),
+        split,
+        seed,
+        Place(host, num_hosts, batch_size, start_step),
+    )
+
+
+def audio_crops(
+    *,
+    corpora: Sequence[Corpus],
+    seconds: float,
+    sample_rate: int,
+    split: str = "train",
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> Iterator[Batch]:
+    """Random crops of sound: batches {"waveform": f32 [B, T]}.
+
+    Args:
+      corpora: of sound data sets; several are mixed by their weights.
+      seconds: length of a crop.
+      sample_rate: of the model, which the data sets must have.
+      split, seed, batch_size, start_step, host, num_hosts: see `token_sequences`.
+
+    Raises:
+      shards.ShardError: a data set is missing, damaged, shorter, or of another rate.
+    """
+    name = tasks.register_audio(corpora, seconds=seconds, sample_rate=sample_rate)
+    lengths = {"audio": round(seconds * sample_rate)}
+    place = Place(host, num_hosts, batch_size, start_step)
+    return _iterate(name, lengths, AudioConverter(with_text=False), split, seed, place)
+
+
+def audio_text_pairs(
+    *,
+    corpora: Sequence[Corpus],
+    vocabulary: str,
+    max_text_tokens: int,
+    seconds: float,
+    sample_rate: int,
+    split: str = "train",
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> Iterator[Batch]:
+    """Crops and one caption of each: batches {"waveform": f32 [B, T], "text_ids": int32 [B, L]}.
+
+    Args:
+      corpora: of sound data sets in which every window has a caption.
+      vocabulary: the WordPiece file.
+      max_text_tokens: L.
+      seconds, sample_rate: see `audio_crops`.
+      split, seed, batch_size, start_step, host, num_hosts: see `token_sequences`.
+
+    Raises:
+      shards.ShardError: a data set is missing, damaged, shorter, or of another rate.
+    """
+    name = tasks.register_audio(
+        corpora,
+        seconds=seconds,
+        sample_rate=sample_rate,
+        vocabulary=WordPiece.load(vocabulary),
+        max_text_tokens=max_text_tokens,
+    )
+    lengths = {"audio": round(seconds * sample_rate), "text_ids": max_text_tokens}
+    place = Place(host, num_hosts, batch_size, start_step)
+    return _iterate(name, lengths, AudioConverter(with_text=True), split, seed, place)
+
+
+def captions(*, corpus: str, split: str = "train") -> list[str]:
+    """All captions of a corpus's split, as its manifest has them."""
+    clips = manifest.iterate(corpus)
+    return [caption.text for clip in clips if clip.split == split for caption in clip.captions]
+
+
+def _iterate(
+    name: str,
+    lengths: Mapping[str, int],
+    converter: seqio.FeatureConverter,
+    split: str,
+    seed: int,
+    place: Place,
+) -> Iterator[Batch]:
+    data = seqio.get_dataset(
+        name,
+        task_feature_lengths=lengths,
+        feature_converter=converter,
+        dataset_split=split,
+        shuffle=True,
+        num_epochs=None,
+        shard_info=place,
+        seed=seed,
+        trim_output_features=False,  # rows are exact already, and seqio would trim their first axis
+        verbose=False,
+    )
+    return _closed_in_time(data.as_numpy_iterator())
+
+
+def _closed_in_time(iterator: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; TensorFlow stops making more of them before Python shuts down.
+
+    A thread of TensorFlow that would enter Python after that aborts the process.
+    """
+    held = [iterator]
+    del iterator
+
+    def batches():
+        while True:
+            yield next(held[0])
+
+    stream = batches()
+    weakref.finalize(stream, held.clear)  # when it is dropped, or at exit
+    return stream
