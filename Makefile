@@ -113,16 +113,17 @@ $(BUNDLE)/soundstream.safetensors: $(RAW)/soundstream_start.safetensors
 		$(call bind,START,$(RAW)/soundstream_start) $(call bind,WORKDIR,$(RUN)/soundstream) \
 		$(call bind,COMPONENT,$(BUNDLE)/soundstream)
 
-$(RUN)/tokens.complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
+# Says where the tokens are, once they are whole: their folder is named by the tokenizers.
+$(RUN)/tokens.path: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
 		$(BUNDLE)/soundstream.safetensors
-	$(PY) data_pipelines.tokenize_corpus --corpus $(CORPUS) --components $(BUNDLE) \
-		--out $(RUN)/tokens
-	touch $@
+	.venv/bin/musiclm tokenize --manifest $(CORPUS) --bundle $(BUNDLE) --window-seconds 10 \
+		--num-shards 16 --shards-a-run 1 --out $(RUN)/tokens >$@.part
+	mv $@.part $@
 
 STAGES = $(BUNDLE)/semantic.safetensors $(BUNDLE)/coarse.safetensors $(BUNDLE)/fine.safetensors
 
-$(STAGES): $(BUNDLE)/%.safetensors: $(RUN)/tokens.complete
-	$(TRAIN) --gin_file=gin/train/mini/$*.gin $(call bind,TOKENS,$(RUN)/tokens) \
+$(STAGES): $(BUNDLE)/%.safetensors: $(RUN)/tokens.path
+	$(TRAIN) --gin_file=gin/train/mini/$*.gin $(call bind,TOKENS,$(shell cat $<)) \
 		$(call bind,WORKDIR,$(RUN)/$*) $(call bind,COMPONENT,$(BUNDLE)/$*)
 
 $(BUNDLE)/bundle.json: $(STAGES)

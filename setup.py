@@ -17,6 +17,15 @@ CORE = [
 ]
 # Rendering the General-MIDI corpus; needs Debian's libfluidsynth3 and fluid-soundfont-gm as well.
 DATA = ["pretty_midi>=0.2.10", "pyfluidsynth>=1.3.4"]
+# Corpora to shards. Beam holds protobuf below 7, and sentencepiece from 0.2.3 on asks for that.
+BEAM = [
+    "apache-beam>=2.77,<3",
+    "array_record>=0.8.3; sys_platform == 'linux'",
+    "google-crc32c>=1.7",
+    "pyarrow>=16",
+    "scipy>=1.14",
+    "sentencepiece<0.2.3",
+]
 # clu's metric writers stand on TensorFlow and TensorBoard.
 TRAIN = [
     "clu>=0.0.12",
@@ -37,12 +46,13 @@ setup(
     install_requires=CORE,
     extras_require={
         "data": DATA,
-        "train": [*DATA, *TRAIN],
+        "beam": BEAM,
+        "train": [*DATA, *BEAM, *TRAIN],
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
-        "test": [*DATA, *TRAIN, *EVAL, *TEST],
-        "dev": [*DATA, *TRAIN, *EVAL, *TEST, *LINT],
+        "test": [*DATA, *BEAM, *TRAIN, *EVAL, *TEST],
+        "dev": [*DATA, *BEAM, *TRAIN, *EVAL, *TEST, *LINT],
     },
     entry_points={"console_scripts": ["musiclm = musiclm.bin.main:run"]},
 )
