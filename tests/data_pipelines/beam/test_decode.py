@@ -52,9 +52,7 @@ CASES = {
     "ogg cut": ("truncated", lambda encoded: encoded("OGG")[: -len(encoded("OGG")) // 3]),
     "nan": (
         "not finite",
-        lambda encoded: encoded(
-            "WAV", np.array([0.1, np.nan] * RATE, np.float32), subtype="FLOAT"
-        ),
+        lambda encoded: encoded("WAV", np.array([0.1, np.nan] * RATE, np.float32), subtype="FLOAT"),
     ),
     "silent": ("silent", lambda encoded: encoded("WAV", np.full(RATE, 3e-5), subtype="PCM_16")),
     "no frames": ("silent", lambda encoded: encoded("WAV", np.zeros(0))),
