@@ -112,6 +112,8 @@ def pack(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, encoder: Callable) -> int:
     """Makes the data set; the last line of stdout is its folder."""
     logging.getLogger().setLevel(logging.ERROR)  # Beam tells much, from its import on
+    # It would also tell every exception that it raises, traceback and all.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     from data_pipelines.beam import job
 
     options = _beam_options(args.others)

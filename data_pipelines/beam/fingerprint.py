@@ -21,7 +21,7 @@ import soxr
 Sketch = tuple[tuple[int, int], ...]
 
 SKETCH_SIZE = 256
-ALIKE = 64
+ALIKE = 48
 _RATE = 8_000
 _WINDOW = 1_024
 _HOP = 256

@@ -83,6 +83,8 @@ def make(job: Job, options: PipelineOptions) -> str:
     manifests = [_manifest_file(path) for path in job.manifests]
     corpora = encoding.digest(*[hashlib.sha256(_read(path)).hexdigest() for path in manifests])
     _claim(job, corpora)
+    for folder in (job.folder, storage.join(job.folder, "job")):
+        storage.sweep(folder)
     lists = _survey(job, manifests, grid, options)
     digest = encoding.digest(
         job.encoder.digest,

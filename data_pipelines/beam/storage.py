@@ -32,12 +32,16 @@ def exists(path: str) -> bool:
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """Bytes of the files that lie directly in a folder, by name."""
-    try:
-        (found,) = FileSystems.match([join(folder, "*")])
-    except BeamIOError:  # there is no such folder
-        return {}
-    return {os.path.basename(file.path): file.size_in_bytes for file in found.metadata_list}
+    """Bytes of the files that lie directly in a folder, by name; unfinished ones left out."""
+    found = {os.path.basename(file.path): file.size_in_bytes for file in _files(folder)}
+    return {name: size for name, size in found.items() if not name.startswith(".")}
+
+
+def sweep(folder: str) -> None:
+    """Deletes what a kill left unfinished in a folder."""
+    paths = [file.path for file in _files(folder) if os.path.basename(file.path).startswith(".")]
+    if paths:
+        FileSystems.delete(paths)
 
 
 def write(path: str, data: bytes) -> None:
@@ -62,6 +66,14 @@ def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     if exists(path):
         FileSystems.delete([path])
+
+
+def _files(folder: str) -> list:
+    try:
+        (found,) = FileSystems.match([join(folder, "*")])
+    except BeamIOError:  # there is no such folder
+        return []
+    return found.metadata_list
 
 
 def _beside(path: str) -> str:

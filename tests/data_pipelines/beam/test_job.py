@@ -22,16 +22,9 @@ pytestmark = pytest.mark.slow
 
 def command(corpus, out, *more) -> list:
     return [
-        "pack",
-        "--manifest",
-        corpus,
-        "--sample-rate",
-        2_000,
-        "--num-shards",
-        3,
-        "--out",
-        out,
-    ] + [*more]
+        *["pack", "--manifest", corpus, "--sample-rate", 2_000, "--num-shards", 3],
+        *["--out", out, *more],
+    ]
 
 
 def records_of(folder, stream: str) -> list:
