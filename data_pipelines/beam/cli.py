@@ -5,6 +5,7 @@ Nothing at the top imports Beam or JAX: `--help` answers at once.
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Sequence
 
 from data_pipelines import manifest
@@ -127,7 +128,11 @@ def _run(args: argparse.Namespace, encoder: Callable) -> int:
         shards_a_run=args.shards_a_run,
         max_failures=args.max_failures,
     )
-    print(job.make(wanted, options))
+    try:
+        print(job.make(wanted, options))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

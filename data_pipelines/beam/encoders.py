@@ -6,6 +6,7 @@ B: batch, T: samples or frames, Q: levels, W: MuLan windows, C: captions.
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -90,13 +91,13 @@ class PcmEncoder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenEncoder:
-    """The three frozen tokenizers of a folder of components.
+    """The three frozen tokenizers of a bundle, by its name or folder.
 
     What they give a window can depend on how many are in its batch, though not on which, nor on
     its place: every batch is filled up to `batch_size`, and a job keeps to one.
     """
 
-    folder: str
+    bundle: str
     digest: str
     sample_rates: tuple[int, ...]
     batch_size: int
@@ -110,11 +111,12 @@ class TokenEncoder:
         """
         if batch_size < 1:
             raise errors.UserError(f"--batch-size is {batch_size}: give 1 or more")
-        folder = bundle.find_tokenizers(name_or_folder).absolute()
-        digest = bundle.tokenizer_digest(folder)
-        tokenizers = _tokenizers(str(folder), digest)
+        if os.path.isdir(name_or_folder):  # else a name, whose files lie elsewhere on a worker
+            name_or_folder = os.path.abspath(name_or_folder)
+        digest = bundle.tokenizer_digest(bundle.find_tokenizers(name_or_folder))
+        tokenizers = _tokenizers(name_or_folder, digest)
         return cls(
-            folder=str(folder),
+            bundle=name_or_folder,
             digest=digest,
             sample_rates=tuple(sorted({t.sample_rate for t in tokenizers.values()})),
             batch_size=batch_size,
@@ -122,7 +124,7 @@ class TokenEncoder:
 
     def streams(self, window_seconds: float) -> Mapping[str, shards.Stream]:
         """See `Encoder`."""
-        acoustic, semantic, mulan = _tokenizers(self.folder, self.digest).values()
+        acoustic, semantic, mulan = _tokenizers(self.bundle, self.digest).values()
         heard, stride = mulan.config.window_seconds, mulan.config.window_stride_seconds
         if window_seconds < heard:
             raise errors.UserError(
@@ -157,12 +159,13 @@ class TokenEncoder:
         Raises:
           UserError: the tokenizers that the worker finds are not those of the job.
         """
-        if (found := bundle.tokenizer_digest(self.folder)) != self.digest:
+        found = bundle.tokenizer_digest(bundle.find_tokenizers(self.bundle))
+        if found != self.digest:
             raise errors.UserError(
-                f"the tokenizers in {self.folder} are {found[:12]} on this worker, and the job's "
+                f"the tokenizers of {self.bundle} are {found[:12]} on this worker, and the job's "
                 f"are {self.digest[:12]}: put the same files into the workers' container"
             )
-        tokenizers = _tokenizers(self.folder, self.digest)
+        tokenizers = _tokenizers(self.bundle, self.digest)
         return functools.partial(self._encode, **tokenizers)
 
     def _encode(self, windows: Sequence[Window], *, acoustic, semantic, mulan) -> list[Record]:
@@ -197,15 +200,16 @@ def _texts(mulan, texts: Sequence[str]):
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizers(folder: str, digest: str) -> dict[str, Any]:
+def _tokenizers(name_or_folder: str, digest: str) -> dict[str, Any]:
     """The tokenizers by name; kept, so that the runs of a job compile once.
 
     Args:
-      folder: of the components.
+      name_or_folder: of the bundle.
       digest: of their files, so that changed ones are read anew.
     """
     from musiclm.tokens import tokenizers
 
+    folder = bundle.find_tokenizers(name_or_folder)
     loaded = {
         "acoustic": tokenizers.AcousticTokenizer.load(bundle.load_component(folder, "soundstream")),
         "semantic": tokenizers.SemanticTokenizer.load(bundle.load_component(folder, "w2v_bert")),

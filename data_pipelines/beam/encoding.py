@@ -16,21 +16,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-import tqdm
 from apache_beam.ml.inference import base
 
 from data_pipelines import manifest, shards
-from data_pipelines.beam import decode, storage, survey
+from data_pipelines.beam import decode, progress, storage, survey
 from data_pipelines.beam.encoders import Encode, Encoder
 from data_pipelines.beam.windows import Grid, Window
 from musiclm import errors
 
 
 class EncodeWindows(base.ModelHandler[Window, Any, Encode]):
-    """Runs an encoder on batches: Beam's way to load a model once a worker."""
+    """Runs an encoder on batches: Beam's way to load a model once a worker.
+
+    `total` is the number of windows of the whole job, for the progress bar.
+    """
 
     def __init__(self, encoder: Encoder, total: int):
-        """Takes the encoder, and the number of windows for the progress bar."""
         super().__init__(min_batch_size=encoder.batch_size, max_batch_size=encoder.batch_size)
         self._encoder, self._total = encoder, total
 
@@ -43,7 +44,7 @@ class EncodeWindows(base.ModelHandler[Window, Any, Encode]):
     ) -> Iterable[Any]:
         """The records of some windows."""
         records = model(batch)
-        _bar(self._total).update(len(batch))
+        progress.bar("encode", "window", self._total).update(len(batch))
         return records
 
     def get_num_bytes(self, batch: Sequence[Window]) -> int:
@@ -72,7 +73,7 @@ def build(
       num_shards: of the data set.
       wanted: the shards to be made.
       job: digest of all that decides the records, for the shards' own records.
-      total: windows of these shards, for the progress bar.
+      total: windows of the whole job, for the progress bar.
     """
     streams = encoder.streams(grid.window_seconds)
     records = (
@@ -172,13 +173,3 @@ def finished(folder: str, *, num_shards: int, job: str) -> dict[int, dict[str, s
 def digest(*parts: str) -> str:
     """One digest of several texts."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-_BARS: dict[int, tqdm.tqdm] = {}
-
-
-def _bar(total: int) -> tqdm.tqdm:
-    """The progress bar of this process's encoding; silent where nobody looks at a terminal."""
-    if total not in _BARS:
-        _BARS[total] = tqdm.tqdm(total=total, desc="encode", unit="window", disable=None)
-    return _BARS[total]

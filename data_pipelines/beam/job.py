@@ -98,7 +98,7 @@ def make(job: Job, options: PipelineOptions) -> str:
     if not missing and storage.exists(data_set):
         return job.folder
     storage.remove(data_set)  # it must not vouch for shards that are about to be replaced
-    windows = _windows_a_shard(job) if missing else Counter()
+    total = _count_windows(job, frozenset(missing))
     shards_a_run = job.shards_a_run or job.num_shards
     for start in range(0, len(missing), shards_a_run):
         wanted = missing[start : start + shards_a_run]
@@ -111,7 +111,7 @@ def make(job: Job, options: PipelineOptions) -> str:
                 num_shards=job.num_shards,
                 wanted=frozenset(wanted),
                 job=digest,
-                total=sum(windows[shard] for shard in wanted),
+                total=total,
             )
     done = encoding.finished(job.folder, num_shards=job.num_shards, job=digest)
     made = shards.DataSet(
@@ -165,7 +165,10 @@ def _claim(job: Job, corpora: str) -> None:
         raise errors.UserError(
             f"{job.folder} has no {NAME}, but {strangers[0]}: choose another --out, or empty it"
         )
-    storage.write(path, (json.dumps(record, indent=1) + "\n").encode())
+    try:
+        storage.write(path, (json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path} ({error}): choose another --out") from error
 
 
 def _survey(
@@ -196,8 +199,8 @@ def _survey(
     return lists
 
 
-def _windows_a_shard(job: Job) -> Counter:
-    """How many windows each shard has."""
+def _count_windows(job: Job, wanted: frozenset[int]) -> int:
+    """How many windows some shards have together."""
     clips = storage.read(storage.join(job.folder, *survey.CLIPS.split("/")))
     keys = itertools.chain.from_iterable(encoding.keys_of(line) for line in clips.splitlines())
-    return Counter(shards.shard_of(key, job.num_shards) for key in keys)
+    return sum(shards.shard_of(key, job.num_shards) in wanted for key in keys)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import apache_beam as beam
 
 from data_pipelines import manifest
-from data_pipelines.beam import decode, fingerprint, storage
+from data_pipelines.beam import decode, fingerprint, progress, storage
 from data_pipelines.beam.windows import Grid
 
 NAME = "survey.json"
@@ -125,6 +125,7 @@ def _clips(
 
 def _inspect(ordered: Ordered, *, grid: Grid) -> Iterator:
     order, clip = ordered
+    progress.bar("survey", "file").update()
     try:
         mono, rate = decode.read(clip.file, clip)
         windows = len(grid.starts(len(mono), rate))
