@@ -196,7 +196,9 @@ def _texts(mulan, texts: Sequence[str]):
     """The codes of texts, one by one."""
     for start in range(0, len(texts), _TEXTS_A_BATCH):
         batch = texts[start : start + _TEXTS_A_BATCH]
-        yield from mulan.encode_text([*batch, *[""] * (_TEXTS_A_BATCH - len(batch))])[: len(batch)]
+        yield from mulan.encode_text([*batch, *batch[-1:] * (_TEXTS_A_BATCH - len(batch))])[
+            : len(batch)
+        ]
 
 
 @functools.lru_cache(maxsize=1)

@@ -119,8 +119,9 @@ def _cut(line: bytes, *, grid: Grid, num_shards: int, wanted: frozenset[int]) ->
             f"{clip.file} was good when the survey read it, and now is {error.reason} "
             f"({error.detail}): put it back, or delete {survey.NAME} to survey anew"
         ) from error
+    captions = tuple(caption for caption in clip.captions if caption.text.strip())
     for index, waveforms in grid.cut(mono, rate, indices):
-        yield Window(key=keys[index], waveforms=waveforms, captions=clip.captions)
+        yield Window(key=keys[index], waveforms=waveforms, captions=captions)
 
 
 def _to_bytes(record: Any, *, streams: dict, num_shards: int) -> tuple[int, tuple[str, dict]]:

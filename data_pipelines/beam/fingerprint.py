@@ -21,16 +21,16 @@ import soxr
 Sketch = tuple[tuple[int, int], ...]
 
 SKETCH_SIZE = 256
-ALIKE = 48
+ALIKE = 40
 _RATE = 8_000
 _WINDOW = 1_024
-_HOP = 256
-_NEIGHBOURS = (11, 31)  # frames and bins around a peak that are all lower
+_HOP = 128
+_NEIGHBOURS = (21, 31)  # frames and bins around a peak that are all lower
 _FAN = 4  # how many of the peaks that follow form landmarks with one
-_MAX_FRAMES = 62  # from the first to the last peak of a landmark
+_MAX_FRAMES = 124  # from the first to the last peak of a landmark
 # Frames and bins that count as equal: another encoding, or a crop between frames, moves a peak.
-_SAME_FRAMES, _SAME_BINS = 4, 2
-_SHIFT_FRAMES = 8
+_SAME_FRAMES, _SAME_BINS = 8, 2
+_SHIFT_FRAMES = 16
 _FRAMES_A_BLOCK = 4_096
 
 

@@ -66,7 +66,8 @@ def sound_corpus(tmp_path_factory) -> pathlib.Path:
         mono = _music(index, 10.0 + 5 * index, 4_000)
         path = root / f"{index}.{'flac' if index % 2 else 'wav'}"
         soundfile.write(path, np.stack([mono, mono], axis=1) if index % 3 else mono, 4_000)
-        clips.append(_clip_of(path, captions=CAPTIONS[: index % 3]))
+        blank = (manifest.Caption(kind="short", text=" "),) * (index == 5)
+        clips.append(_clip_of(path, captions=(*blank, *CAPTIONS[: index % 3])))
     manifest.write(root, clips)
     return root
 
