@@ -196,9 +196,8 @@ def _texts(mulan, texts: Sequence[str]):
     """The codes of texts, one by one."""
     for start in range(0, len(texts), _TEXTS_A_BATCH):
         batch = texts[start : start + _TEXTS_A_BATCH]
-        yield from mulan.encode_text([*batch, *batch[-1:] * (_TEXTS_A_BATCH - len(batch))])[
-            : len(batch)
-        ]
+        full = [*batch, *batch[-1:] * (_TEXTS_A_BATCH - len(batch))]
+        yield from mulan.encode_text(full, overlong="truncate")[: len(batch)]
 
 
 @functools.lru_cache(maxsize=1)

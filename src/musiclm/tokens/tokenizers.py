@@ -182,9 +182,9 @@ class MuLanTokenizer:
         """f32 samples at `sample_rate` to unit vectors f32 [B, D]."""
         return np.asarray(self._embed_audio(self.params, waveform_BT))
 
-    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to unit vectors f32 [B, D]."""
-        ids_BL = self.vocabulary.encode(texts, self.config.bert.max_length)
+    def embed_text(self, texts: Sequence[str], *, overlong: str = "error") -> np.ndarray:
+        """Texts to unit vectors f32 [B, D]; for `overlong` see `WordPiece.encode`."""
+        ids_BL = self.vocabulary.encode(texts, self.config.bert.max_length, overlong=overlong)
         return np.asarray(self._embed_text(self.params, ids_BL))
 
     def quantize(self, embeddings_BD: np.ndarray, modality: str) -> np.ndarray:
@@ -207,6 +207,6 @@ class MuLanTokenizer:
         codes = self.quantize(embeddings_BWD.reshape(batch * windows, -1), "audio")
         return codes.reshape(batch, windows, -1)
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to int32 codes [B, Q]."""
-        return self.quantize(self.embed_text(texts), "text")
+    def encode_text(self, texts: Sequence[str], *, overlong: str = "error") -> np.ndarray:
+        """Texts to int32 codes [B, Q]; for `overlong` see `WordPiece.encode`."""
+        return self.quantize(self.embed_text(texts, overlong=overlong), "text")

@@ -12,7 +12,7 @@ from data_pipelines import manifest
 
 CAPTIONS = (
     manifest.Caption(kind="long", text="slow piano"),
-    manifest.Caption(kind="tags", text="fast flute"),
+    manifest.Caption(kind="tags", text="fast flute " * 50),  # more than MuLan reads
 )
 
 
