@@ -68,7 +68,7 @@ FIT = $(PY) musiclm.bin.fit
 bind = --gin_bindings='$(1)="$(2)"'
 
 setup-train:
-	@scripts/setup_venv.sh train
+	@scripts/setup_venv.sh data,beam,train
 	@scripts/setup_system.sh
 
 train-mini: setup-train $(BUNDLE)/bundle.json  ## Trains gm-mini from nothing: [RUN=runs/gm-mini]
@@ -86,44 +86,57 @@ $(RUN)/vocabulary.json: $(RUN)/corpus/train.complete
 	$(FIT) --gin_file=gin/train/mini/vocabulary.gin $(call bind,CORPUS,$(CORPUS)) \
 		$(call bind,VOCABULARY,$@)
 
-$(RAW)/mulan.safetensors: $(RUN)/vocabulary.json
-	$(TRAIN) --gin_file=gin/train/mini/mulan.gin $(call bind,CORPUS,$(CORPUS)) \
+# A data set's folder is named by what made it; these files say where it is, once it is whole.
+SHARDS = --manifest $(CORPUS) --split $* --window-seconds 10 --num-shards 16 --shards-a-run 4
+$(RUN)/sound/%.path: $(RUN)/corpus/train.complete
+	mkdir -p $(@D)
+	.venv/bin/musiclm pack $(SHARDS) --sample-rate 16000 --out $(RUN)/sound/$* >$@.part
+	mv $@.part $@
+
+$(RUN)/tokens/%.path: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
+		$(BUNDLE)/soundstream.safetensors
+	mkdir -p $(@D)
+	.venv/bin/musiclm tokenize $(SHARDS) --bundle $(BUNDLE) --out $(RUN)/tokens/$* >$@.part
+	mv $@.part $@
+
+SOUND = $(RUN)/sound/train.path $(RUN)/sound/validation.path
+TOKENS = $(RUN)/tokens/train.path $(RUN)/tokens/validation.path
+splits = $(call bind,TRAIN,$(shell cat $(RUN)/$(1)/train.path)) \
+	$(call bind,VALIDATION,$(shell cat $(RUN)/$(1)/validation.path))
+
+$(RAW)/mulan.safetensors: $(RUN)/vocabulary.json $(SOUND)
+	$(TRAIN) --gin_file=gin/train/mini/mulan.gin $(call splits,sound) \
 		$(call bind,VOCABULARY,$<) $(call bind,WORKDIR,$(RUN)/mulan) \
 		$(call bind,COMPONENT,$(RAW)/mulan)
 
 $(BUNDLE)/mulan.safetensors: $(RAW)/mulan.safetensors
-	$(FIT) --gin_file=gin/train/mini/mulan_quantizer.gin $(call bind,CORPUS,$(CORPUS)) \
+	$(FIT) --gin_file=gin/train/mini/mulan_quantizer.gin $(call splits,sound) \
 		$(call bind,VOCABULARY,$(RUN)/vocabulary.json) $(call bind,MODEL,$(RAW)/mulan) \
 		$(call bind,COMPONENT,$(BUNDLE)/mulan)
 
-$(RAW)/w2v_bert.safetensors: $(RUN)/corpus/train.complete
-	$(TRAIN) --gin_file=gin/train/mini/w2v_bert.gin $(call bind,CORPUS,$(CORPUS)) \
+$(RAW)/w2v_bert.safetensors: $(SOUND)
+	$(TRAIN) --gin_file=gin/train/mini/w2v_bert.gin $(call splits,sound) \
 		$(call bind,WORKDIR,$(RUN)/w2v_bert) $(call bind,COMPONENT,$(RAW)/w2v_bert)
 
 $(BUNDLE)/w2v_bert.safetensors: $(RAW)/w2v_bert.safetensors
-	$(FIT) --gin_file=gin/train/mini/semantic_clusters.gin $(call bind,CORPUS,$(CORPUS)) \
+	$(FIT) --gin_file=gin/train/mini/semantic_clusters.gin $(call splits,sound) \
 		$(call bind,MODEL,$(RAW)/w2v_bert) $(call bind,COMPONENT,$(BUNDLE)/w2v_bert)
 
-$(RAW)/soundstream_start.safetensors: $(RUN)/corpus/train.complete
-	$(FIT) --gin_file=gin/train/mini/soundstream_start.gin $(call bind,CORPUS,$(CORPUS)) \
+$(RAW)/soundstream_start.safetensors: $(SOUND)
+	$(FIT) --gin_file=gin/train/mini/soundstream_start.gin $(call splits,sound) \
 		$(call bind,COMPONENT,$(RAW)/soundstream_start)
 
 $(BUNDLE)/soundstream.safetensors: $(RAW)/soundstream_start.safetensors
-	$(TRAIN) --gin_file=gin/train/mini/soundstream.gin $(call bind,CORPUS,$(CORPUS)) \
+	$(TRAIN) --gin_file=gin/train/mini/soundstream.gin $(call splits,sound) \
 		$(call bind,START,$(RAW)/soundstream_start) $(call bind,WORKDIR,$(RUN)/soundstream) \
 		$(call bind,COMPONENT,$(BUNDLE)/soundstream)
 
-$(RUN)/tokens.complete: $(BUNDLE)/mulan.safetensors $(BUNDLE)/w2v_bert.safetensors \
-		$(BUNDLE)/soundstream.safetensors
-	$(PY) data_pipelines.tokenize_corpus --corpus $(CORPUS) --components $(BUNDLE) \
-		--out $(RUN)/tokens
-	touch $@
-
 STAGES = $(BUNDLE)/semantic.safetensors $(BUNDLE)/coarse.safetensors $(BUNDLE)/fine.safetensors
 
-$(STAGES): $(BUNDLE)/%.safetensors: $(RUN)/tokens.complete
-	$(TRAIN) --gin_file=gin/train/mini/$*.gin $(call bind,TOKENS,$(RUN)/tokens) \
-		$(call bind,WORKDIR,$(RUN)/$*) $(call bind,COMPONENT,$(BUNDLE)/$*)
+$(STAGES): $(BUNDLE)/%.safetensors: $(TOKENS)
+	$(TRAIN) --gin_file=gin/train/mini/$*.gin $(call splits,tokens) \
+		$(call bind,TOKENIZERS,$(BUNDLE)) $(call bind,WORKDIR,$(RUN)/$*) \
+		$(call bind,COMPONENT,$(BUNDLE)/$*)
 
 $(BUNDLE)/bundle.json: $(STAGES)
 	$(FIT) --gin_file=gin/train/mini/bundle.gin $(call bind,BUNDLE,$(BUNDLE)) \

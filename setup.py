@@ -15,18 +15,24 @@ CORE = [
     "tokenizers>=0.21",
     "tqdm>=4.66",
 ]
-# Rendering the General-MIDI corpus; needs Debian's libfluidsynth3 and fluid-soundfont-gm as well.
-DATA = ["pretty_midi>=0.2.10", "pyfluidsynth>=1.3.4"]
+# Corpora. Rendering General MIDI needs Debian's libfluidsynth3 and fluid-soundfont-gm as well.
+DATA = ["pretty_midi>=0.2.10", "pyarrow>=17", "pyfluidsynth>=1.3.4"]
+# Shards of tokens and of sound. Beam holds protobuf below 7; from 0.2.3 on, sentencepiece, which
+# seqio brings, asks for 7.
+SHARDS = [
+    "array_record>=0.8.3; sys_platform == 'linux'",  # has no other wheels
+    "google-crc32c>=1.7",
+    "pyarrow>=17",
+    "sentencepiece<0.2.3",
+]
+BEAM = [*SHARDS, "apache-beam>=2.77,<3", "scipy>=1.14"]
 # clu's metric writers stand on TensorFlow and TensorBoard, seqio on tensorflow-text, which asks for
 # the package `tensorflow`: `tensorflow-cpu` beside it would overwrite its files.
 TRAIN = [
-    "array-record>=0.8.3; sys_platform == 'linux'",  # has no other wheels
+    *SHARDS,
     "clu>=0.0.12",
-    "google-crc32c>=1.7",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
-    "pyarrow>=17",
-    "sentencepiece<0.2.3",  # later ones want a protobuf that apache-beam does not take
     "seqio>=0.0.20",
     "tensorboard>=2.19",
     "tensorflow>=2.20",
@@ -43,12 +49,13 @@ setup(
     install_requires=CORE,
     extras_require={
         "data": DATA,
-        "train": [*DATA, *TRAIN],
+        "beam": BEAM,
+        "train": TRAIN,
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
-        "test": [*DATA, *TRAIN, *EVAL, *TEST],
-        "dev": [*DATA, *TRAIN, *EVAL, *TEST, *LINT],
+        "test": [*DATA, *BEAM, *TRAIN, *EVAL, *TEST],
+        "dev": [*DATA, *BEAM, *TRAIN, *EVAL, *TEST, *LINT],
     },
     entry_points={"console_scripts": ["musiclm = musiclm.bin.main:run"]},
 )

@@ -150,12 +150,16 @@ def crc32c_of(path: Path) -> str:
     return checksum.hexdigest().decode()
 
 
+def dumps(data_set: DataSet) -> str:
+    """The text of `dataset.json`."""
+    return json.dumps({"format": FORMAT, **dataclasses.asdict(data_set)}, indent=1) + "\n"
+
+
 def save(folder: Path, data_set: DataSet) -> None:
     """Writes `dataset.json`, last of all: a folder without it is not finished."""
     path = folder / NAME
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    record = {"format": FORMAT, **dataclasses.asdict(data_set)}
-    beside.write_text(json.dumps(record, indent=1) + "\n")
+    beside.write_text(dumps(data_set))
     os.replace(beside, path)
 
 

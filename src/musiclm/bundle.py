@@ -21,7 +21,8 @@ from musiclm.errors import UserError
 from musiclm.token_spec import TokenSpec
 
 FORMAT = 1
-COMPONENTS = ("soundstream", "w2v_bert", "mulan", "semantic", "coarse", "fine")
+TOKENIZERS = ("soundstream", "w2v_bert", "mulan")
+COMPONENTS = (*TOKENIZERS, "semantic", "coarse", "fine")
 BUNDLED = pathlib.Path(__file__).parent / "bundles"
 
 
@@ -181,6 +182,23 @@ def digest_of(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def tokenizer_digest(directory: str | os.PathLike) -> str:
+    """SHA-256 over the digests of the three tokenizers: what tokens were made by.
+
+    Args:
+      directory: a bundle's, or any that holds these three components.
+
+    Raises:
+      BundleError: one is missing.
+    """
+    files = {part: pathlib.Path(directory) / f"{part}.safetensors" for part in TOKENIZERS}
+    missing = [part for part, path in files.items() if not path.is_file()]
+    if missing:
+        raise BundleError(f"{directory} lacks {', '.join(missing)}: train them first")
+    digests = {part: digest_of(path) for part, path in files.items()}
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
 def seal(
     directory: str | os.PathLike,
     name: str,
@@ -217,6 +235,18 @@ def find(name_or_path: str | os.PathLike) -> pathlib.Path:
         f"unknown model {str(name_or_path)!r}: give a directory with a bundle.json, or one of "
         f"{', '.join(known) or '(none bundled)'}"
     )
+
+
+def find_tokenizers(name_or_path: str | os.PathLike) -> pathlib.Path:
+    """The directory of a bundle, as `find`, or one that holds only the tokenizers' components.
+
+    Raises:
+      BundleError: there is none.
+    """
+    directory = pathlib.Path(name_or_path)
+    if any((directory / f"{part}.safetensors").is_file() for part in TOKENIZERS):
+        return directory
+    return find(name_or_path)
 
 
 def load(name_or_path: str | os.PathLike) -> Bundle:

@@ -46,6 +46,9 @@ def run(capsys, *argv: str) -> tuple[int, str]:
         (["describe", "no/such.gin"], "'no/such.gin'"),
         (["data"], "CORPUS"),
         (["data", "spotify"], "invalid choice: 'spotify'"),
+        (["describe", "x.gin", "--runner", "FnApiRunner"], "unrecognized arguments: --runner"),
+        (["tokenize", "--manifest", "m.jsonl", "--out", "o"], "--bundle"),
+        (["pack", "--manifest", "m.jsonl", "--out", "o", "--split", "all of it"], "'all of it'"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(capsys, argv, told, tmp_path, monkeypatch):
@@ -58,7 +61,7 @@ def test_a_mistake_is_one_line_and_code_2(capsys, argv, told, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["describe"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["describe"], ["tokenize"], ["pack"]])
 def test_help_has_examples(capsys, command):
     assert main.main([*command, "--help"]) == 0
     assert "example" in capsys.readouterr().out

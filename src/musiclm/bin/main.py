@@ -1,4 +1,4 @@
-"""The `musiclm` command: `generate`, `describe` and `data`, one small file each.
+"""The `musiclm` command: `generate`, `describe`, `data` …, one small file each.
 
 Nothing at the top of this module, nor of the subcommands' modules, imports JAX: `--help` and a
 mistyped argument answer at once.
@@ -18,14 +18,23 @@ from typing import NoReturn
 
 import musiclm
 from musiclm import errors
-from musiclm.bin import data, describe, generate
+from musiclm.bin import data, describe, generate, pack, tokenize
 
 _EPILOG = """\
 examples:
   musiclm generate "a slow sad piano melody in A minor"
   musiclm describe gin/models/*/base.gin
   musiclm data gm --out corpus --clips 1000 --seed 0
+  musiclm tokenize --manifest corpus --bundle gm-mini --window-seconds 10 --out tokens
 """
+
+_COMMANDS = {
+    "generate": generate,
+    "describe": describe,
+    "data": data,
+    "tokenize": tokenize,
+    "pack": pack,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,6 +42,16 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise errors.UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; a command that sets `others` gets what it does not know there."""
+    parser = _build_parser(argv)
+    args, others = parser.parse_known_args(argv)
+    if others and "others" not in args:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    args.others = others
+    return args
 
 
 def _build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -44,7 +63,7 @@ def _build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"musiclm {musiclm.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module in (("generate", generate), ("describe", describe), ("data", data)):
+    for name, module in _COMMANDS.items():
         command = commands.add_parser(
             name,
             help=module.HELP,
@@ -87,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         argv = sys.argv[1:] if argv is None else argv
-        args = _build_parser(argv).parse_args(argv)
+        args = _parse(argv)
         command: Callable[[argparse.Namespace], int] = args.command_run
         with _polite_kill():
             return command(args)

@@ -168,17 +168,24 @@ class MuLan(nn.Module):
         window is repeated from its start until it fills one: silence would change the
         spectrogram's mean, and with it the embedding.
         """
-        config = self.config
-        window = config.window_samples
-        batch, length = waveform_BT.shape
+        window = self.config.window_samples
+        length = waveform_BT.shape[1]
         if length < window:
             waveform_BT = jnp.tile(waveform_BT, (1, -(-window // length)))[:, :window]
-            length = window
+        return unit(self.embed_windows(waveform_BT).mean(axis=1))
+
+    def embed_windows(self, waveform_BT: jax.Array) -> jax.Array:
+        """Unit vectors [B, W, D] of the windows that start every `window_stride_seconds`.
+
+        The waveforms hold a window or more; what is left after the last whole one is not heard.
+        """
+        config = self.config
+        window = config.window_samples
         stride = round(config.window_stride_seconds * config.sample_rate)
-        starts = range(0, length - window + 1, stride)
+        starts = range(0, waveform_BT.shape[1] - window + 1, stride)
         windows_BWT = jnp.stack([waveform_BT[:, s : s + window] for s in starts], axis=1)
         embeddings = self.embed_audio(windows_BWT.reshape(-1, window))
-        return unit(embeddings.reshape(batch, len(starts), -1).mean(axis=1))
+        return embeddings.reshape(len(waveform_BT), len(starts), -1)
 
     def temperature(self) -> jax.Array:
         """τ, a scalar: a sigmoid keeps it between `min_temperature` and 1."""

@@ -48,6 +48,11 @@ class AcousticTokenizer:
         """Levels."""
         return self.config.num_codebooks
 
+    @property
+    def codebook_size(self) -> int:
+        """Codes a level."""
+        return self.config.codebook_size
+
     @functools.cached_property
     def _encode(self):
         model = soundstream.SoundStream(self.config)
@@ -96,6 +101,11 @@ class SemanticTokenizer:
     def frame_rate(self) -> int:
         """Tokens a second."""
         return self.config.frame_rate
+
+    @property
+    def codebook_size(self) -> int:
+        """Clusters."""
+        return len(self.clusters["centroids_KD"])
 
     @functools.cached_property
     def _encode(self):
@@ -148,10 +158,20 @@ class MuLanTokenizer:
         """Levels."""
         return len(self.quantizer["codebooks_QKD"])
 
+    @property
+    def codebook_size(self) -> int:
+        """Codes a level."""
+        return self.quantizer["codebooks_QKD"].shape[1]
+
     @functools.cached_property
     def _embed_audio(self):
         model = mulan.MuLan(self.config)
         return jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_audio_windows"))
+
+    @functools.cached_property
+    def _embed_windows(self):
+        model = mulan.MuLan(self.config)
+        return jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_windows"))
 
     @functools.cached_property
     def _embed_text(self):
@@ -162,9 +182,9 @@ class MuLanTokenizer:
         """f32 samples at `sample_rate` to unit vectors f32 [B, D]."""
         return np.asarray(self._embed_audio(self.params, waveform_BT))
 
-    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to unit vectors f32 [B, D]."""
-        ids_BL = self.vocabulary.encode(texts, self.config.bert.max_length)
+    def embed_text(self, texts: Sequence[str], *, overlong: str = "error") -> np.ndarray:
+        """Texts to unit vectors f32 [B, D]; for `overlong` see `WordPiece.encode`."""
+        ids_BL = self.vocabulary.encode(texts, self.config.bert.max_length, overlong=overlong)
         return np.asarray(self._embed_text(self.params, ids_BL))
 
     def quantize(self, embeddings_BD: np.ndarray, modality: str) -> np.ndarray:
@@ -177,6 +197,16 @@ class MuLanTokenizer:
         """f32 samples at `sample_rate` to int32 codes [B, Q]."""
         return self.quantize(self.embed_audio(waveform_BT), "audio")
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to int32 codes [B, Q]."""
-        return self.quantize(self.embed_text(texts), "text")
+    def encode_windows(self, waveform_BT: np.ndarray) -> np.ndarray:
+        """f32 samples at `sample_rate` to int32 codes [B, W, Q], of each window on its own.
+
+        Windows start every `window_stride_seconds`; the waveforms hold at least one.
+        """
+        embeddings_BWD = np.asarray(self._embed_windows(self.params, waveform_BT))
+        batch, windows, _ = embeddings_BWD.shape
+        codes = self.quantize(embeddings_BWD.reshape(batch * windows, -1), "audio")
+        return codes.reshape(batch, windows, -1)
+
+    def encode_text(self, texts: Sequence[str], *, overlong: str = "error") -> np.ndarray:
+        """Texts to int32 codes [B, Q]; for `overlong` see `WordPiece.encode`."""
+        return self.quantize(self.embed_text(texts, overlong=overlong), "text")

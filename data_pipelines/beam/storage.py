@@ -1,0 +1,88 @@
+"""Files of a job, wherever workers can reach them: paths, gs://, s3:// and what else Beam knows."""
+
+import os
+import pathlib
+import uuid
+
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+_CHUNK = 1 << 22
+
+
+def join(folder: str, *names: str) -> str:
+    """A path below a folder."""
+    return FileSystems.join(folder, *names)
+
+
+def read(path: str) -> bytes:
+    """A file's bytes, as they are.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: no file system of the path's scheme is installed.
+    """
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return file.read()
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    return FileSystems.exists(path)
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files that lie directly in a folder, by name; unfinished ones left out."""
+    found = {os.path.basename(file.path): file.size_in_bytes for file in _files(folder)}
+    return {name: size for name, size in found.items() if not name.startswith(".")}
+
+
+def sweep(folder: str) -> None:
+    """Deletes what a kill left unfinished in a folder."""
+    paths = [file.path for file in _files(folder) if os.path.basename(file.path).startswith(".")]
+    if paths:
+        FileSystems.delete(paths)
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes a file whole, beside its place first."""
+    beside = _beside(path)
+    with _create(beside) as out:
+        out.write(data)
+    FileSystems.rename([beside], [path])
+
+
+def move_in(local: pathlib.Path, path: str) -> None:
+    """Moves a finished local file to its place, whole or not at all."""
+    beside = _beside(path)
+    with local.open("rb") as file, _create(beside) as out:
+        while chunk := file.read(_CHUNK):
+            out.write(chunk)
+    FileSystems.rename([beside], [path])
+    local.unlink()
+
+
+def remove(path: str) -> None:
+    """Deletes a file, if it is there."""
+    if exists(path):
+        FileSystems.delete([path])
+
+
+def _files(folder: str) -> list:
+    try:
+        (found,) = FileSystems.match([join(folder, "*")])
+    except BeamIOError:  # there is no such folder
+        return []
+    return found.metadata_list
+
+
+def _beside(path: str) -> str:
+    folder, name = FileSystems.split(path)
+    return join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
+
+
+def _create(path: str):
+    folder, _ = FileSystems.split(path)
+    if "://" not in folder:
+        os.makedirs(folder, exist_ok=True)
+    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)

@@ -1,0 +1,191 @@
+"""The first pipeline: reads every file of the manifests, and decides which of them go in.
+
+It writes three lists, sorted, and then `survey.json`, which counts them:
+
+  job/clips.jsonl     what goes in: {"windows": 3, "clip": {…}}, by the hash of the file
+  dead_letters.jsonl  what can't: {"file": …, "reason": one of `decode.REASONS`, "detail": …}
+  duplicates.jsonl    what is there already: {"file": …, "duplicate_of": …, "kind": …}: "exact"
+                      has the same bytes, "near" the same fingerprint
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+
+import apache_beam as beam
+
+from data_pipelines import manifest
+from data_pipelines.beam import decode, fingerprint, progress, storage
+from data_pipelines.beam.windows import Grid
+
+NAME = "survey.json"
+CLIPS = "job/clips.jsonl"
+DEAD_LETTERS = "dead_letters.jsonl"
+DUPLICATES = "duplicates.jsonl"
+LISTS = (CLIPS, DEAD_LETTERS, DUPLICATES)
+# A clip, after its place: the manifest's, then that within.
+Ordered = tuple[tuple[int, int], manifest.Clip]
+# One hash in more files than this is a common chord or a drum machine: it tells nothing.
+_FILES_A_HASH = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """A file that can be used.
+
+    Attributes:
+      order: of the manifests, then within one.
+      clip: its record, with `file` where the audio lies.
+      windows: how many it has.
+      sketch: its fingerprint.
+    """
+
+    order: tuple[int, int]
+    clip: manifest.Clip
+    windows: int
+    sketch: fingerprint.Sketch
+
+
+def build(
+    pipeline: beam.Pipeline,
+    *,
+    manifests: Sequence[str],
+    split: str,
+    grid: Grid,
+    folder: str,
+) -> None:
+    """Adds the survey to a pipeline.
+
+    Args:
+      pipeline: to be run by the caller.
+      manifests: their files.
+      split: takes only its clips; "all" takes all.
+      grid: of the windows.
+      folder: of the data set.
+    """
+    files = (
+        pipeline
+        | "Manifests" >> beam.Create(list(enumerate(manifests)))
+        | "Read manifests" >> beam.FlatMap(_clips, split=split)
+        | beam.Reshuffle()
+        | "Inspect" >> beam.FlatMap(_inspect, grid=grid).with_outputs("dead", main="found")
+    )
+    exact = (
+        files.found
+        | "By content" >> beam.Map(lambda found: (found.clip.sha256, found))
+        | "Same content" >> beam.GroupByKey()
+        | "First of the same" >> beam.FlatMap(_first).with_outputs("duplicates", main="firsts")
+    )
+    near = (
+        exact.firsts
+        | "By hash" >> beam.FlatMap(_hashes)
+        | "Same hash" >> beam.GroupByKey()
+        | "Pairs" >> beam.FlatMap(_pairs)
+        | "Shared hashes" >> beam.combiners.Count.PerElement()
+        | "Alike" >> beam.Filter(lambda pair: pair[1] >= fingerprint.ALIKE)
+        | "Later of the two" >> beam.Map(lambda pair: (pair[0][0], pair[0][1]))
+    )
+    judged = (
+        {
+            "found": exact.firsts | beam.Map(lambda found: (found.clip.sha256, found)),
+            "near": near,
+        }
+        | beam.CoGroupByKey()
+        | "Judge" >> beam.FlatMap(_judge)
+    )
+    lines = (files.dead, exact.duplicates, judged) | beam.Flatten()
+    # A list without lines is written as well.
+    wanted = pipeline | "Lists" >> beam.Create([(name, None) for name in LISTS])
+    (
+        {"lines": lines, "wanted": wanted}
+        | "By list" >> beam.CoGroupByKey()
+        | "Write lists" >> beam.Map(_write_list, folder=folder)
+        | "All lists" >> beam.combiners.ToList()
+        | "Write survey" >> beam.Map(_write_survey, folder=folder)
+    )
+
+
+def _clips(
+    numbered: tuple[int, str], *, split: str
+) -> Iterator[tuple[tuple[int, int], manifest.Clip]]:
+    """The clips of a manifest, with their order and where their audio lies."""
+    number, path = numbered
+    home, name = path.rpartition("/")[::2]
+    with tempfile.TemporaryDirectory() as folder:
+        local = pathlib.Path(folder) / name
+        local.write_bytes(storage.read(path))
+        for line, clip in enumerate(manifest.iterate(local)):
+            if split in ("all", clip.split):
+                file = clip.file if "://" in clip.file else storage.join(home, clip.file)
+                yield (number, line), dataclasses.replace(clip, file=file)
+
+
+def _inspect(ordered: Ordered, *, grid: Grid) -> Iterator:
+    order, clip = ordered
+    progress.bar("survey", "file").update()
+    try:
+        mono, rate = decode.read(clip.file, clip)
+        windows = len(grid.starts(len(mono), rate))
+    except decode.BadAudio as error:
+        letter = {"file": clip.file, "reason": error.reason, "detail": error.detail}
+        yield beam.pvalue.TaggedOutput("dead", (DEAD_LETTERS, _line(clip.file, letter)))
+        return
+    yield Found(order=order, clip=clip, windows=windows, sketch=fingerprint.sketch(mono, rate))
+
+
+def _first(same: tuple[str, Iterable[Found]]) -> Iterator:
+    first, *others = sorted(same[1], key=lambda found: found.order)
+    yield first
+    for other in others:
+        yield beam.pvalue.TaggedOutput("duplicates", _duplicate(other, first.clip.file, "exact"))
+
+
+def _hashes(found: Found) -> Iterator[tuple[int, tuple[str, str, int]]]:
+    for value, time in found.sketch:
+        yield value, (found.clip.sha256, found.clip.file, time)
+
+
+def _pairs(same: tuple[int, Iterable[tuple[str, str, int]]]) -> Iterator[tuple[str, tuple, tuple]]:
+    """(the later file, the earlier, what lies between them in time), for files with one hash."""
+    files = sorted(same[1])
+    if len(files) > _FILES_A_HASH:
+        return
+    for index, (later, _, later_time) in enumerate(files):
+        for earlier, name, earlier_time in files[:index]:
+            for shift in fingerprint.shifts(later_time - earlier_time):
+                yield later, (earlier, name), shift
+
+
+def _judge(file: tuple[str, dict]) -> Iterator[tuple[str, tuple[str, str]]]:
+    (found,) = file[1]["found"]
+    if earlier := sorted(file[1]["near"]):
+        yield _duplicate(found, earlier[0][1], "near")
+    else:
+        entry = {"windows": found.windows, "clip": json.loads(manifest.dumps(found.clip))}
+        yield CLIPS, _line(found.clip.sha256, entry)
+
+
+def _duplicate(found: Found, of: str, kind: str) -> tuple[str, tuple[str, str]]:
+    entry = {"file": found.clip.file, "duplicate_of": of, "kind": kind}
+    return DUPLICATES, _line(found.clip.file, entry)
+
+
+def _line(key: str, entry: dict) -> tuple[str, str]:
+    """What a list is sorted by, and the line."""
+    return key, json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _write_list(grouped: tuple[str, dict], *, folder: str) -> tuple[str, dict]:
+    name, values = grouped
+    data = "".join(line for _, line in sorted(values["lines"])).encode()
+    storage.write(storage.join(folder, *name.split("/")), data)
+    lines = data.count(b"\n")
+    return name, {"lines": lines, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _write_survey(lists: list[tuple[str, dict]], *, folder: str) -> None:
+    text = json.dumps(dict(sorted(lists)), indent=1) + "\n"
+    storage.write(storage.join(folder, NAME), text.encode())
