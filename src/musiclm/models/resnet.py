@@ -25,9 +25,6 @@ class ResNetConfig:
       stem_strides: Stride of the first convolution.
       stem_pool: Whether a 3×3 max-pool of stride 2 follows the stem.
       stage_strides: Stride of each stage's first block.
-      pooled_stages: How many of the last stages are averaged into the features, each by itself. The
-        paper's 1 leaves detail to whatever survives the last stage; a small net of many strides
-        learns from it several times slower than from the stages before.
       norm_groups: Groups of each GroupNorm; must divide every width.
       frequency_as_channels: False convolves over time and frequency and averages over both, as
         the paper does. True takes the bins as channels and convolves over time alone (the second
@@ -43,7 +40,6 @@ class ResNetConfig:
     stem_strides: tuple[int, int] = (2, 2)
     stem_pool: bool = True
     stage_strides: tuple[tuple[int, int], ...] = ((1, 1), (2, 2), (2, 2), (2, 2))
-    pooled_stages: int = 1
     norm_groups: int = 32
     frequency_as_channels: bool = False
     dtype: str = "float32"
@@ -59,11 +55,6 @@ class ResNetConfig:
         if min(self.stage_sizes) < 1:
             raise ValueError(
                 f"ResNetConfig.stage_sizes is {self.stage_sizes}; every stage needs a block."
-            )
-        if not 1 <= self.pooled_stages <= len(self.widths):
-            raise ValueError(
-                f"ResNetConfig.pooled_stages is {self.pooled_stages} of {len(self.widths)} stages; "
-                "give 1 up to all of them."
             )
         for width in self.widths:
             if width < 1 or width % self.norm_groups:
@@ -85,7 +76,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, spec_BTF: jax.Array) -> jax.Array:
-        """Returns features f32 [B, channels of the pooled stages]."""
+        """Returns features [B, channels]."""
         config = self.config
         x_BxC = spec_BTF if config.frequency_as_channels else spec_BTF[..., None]
         x_BxC = x_BxC.astype(config.dtype)
@@ -96,15 +87,14 @@ class ResNet(nn.Module):
         if config.stem_pool:
             axes = x_BxC.ndim - 2
             x_BxC = nn.max_pool(x_BxC, (3,) * axes, (2,) * axes, padding="SAME")
-        pooled = []
         stages = zip(config.stage_sizes, config.widths, config.stage_strides, strict=True)
         for stage, (size, width, strides) in enumerate(stages):
             for block in range(size):
                 x_BxC = ResidualBlock(
                     config, width, strides if block == 0 else (1, 1), name=f"stage{stage}_{block}"
                 )(x_BxC)
-            pooled.append(x_BxC.astype(jnp.float32).mean(axis=tuple(range(1, x_BxC.ndim - 1))))
-        return jnp.concatenate(pooled[-config.pooled_stages :], axis=-1)
+        x_BxC = x_BxC.astype(jnp.float32)
+        return x_BxC.mean(axis=tuple(range(1, x_BxC.ndim - 1)))
 
 
 class ResidualBlock(nn.Module):
@@ -132,11 +122,7 @@ class ResidualBlock(nn.Module):
             if i < last:
                 y_BxC = nn.relu(y_BxC)
         if x_BxC.shape != y_BxC.shape:
-            # Averaged, not skipped (ResNet-D): blocks start as the identity, and a tower of many
-            # strides would hear a small part of the clip until they have learned.
-            strides = self.strides[: x_BxC.ndim - 2]
-            x_BxC = nn.avg_pool(x_BxC, strides, strides, "SAME", count_include_pad=False)
-            x_BxC = _conv(config, features[-1], (1, 1), (1, 1), "shortcut")(x_BxC)
+            x_BxC = _conv(config, features[-1], (1, 1), self.strides, "shortcut")(x_BxC)
             x_BxC = _norm(config, "shortcut_norm")(x_BxC)
         return nn.relu(x_BxC + y_BxC)
 
