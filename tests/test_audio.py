@@ -76,6 +76,23 @@ def test_a_tone_peaks_in_its_own_mel_band():
     assert int(mel_NM[20].argmax()) == int(filters[round(1_000 * 1024 / 16_000)].argmax())
 
 
+@pytest.mark.parametrize("bpm", [60, 96, 150])
+def test_a_tempogram_peaks_at_the_beat_whatever_the_level(bpm):
+    config = audio.MelConfig(num_mels=32, window_size=512, hop_size=160)
+    rng = np.random.default_rng(0)
+    waveform_BT = np.zeros((2, 10 * 16_000), np.float32)
+    for beat in np.arange(0.1, 9.8, 60 / bpm):
+        start = round(beat * 16_000)
+        waveform_BT[0, start : start + 800] = 0.1 * rng.standard_normal(800)
+    waveform_BT[1] = 5 * waveform_BT[0]
+    tempogram_BLK = audio.tempogram(
+        audio.log_mel(waveform_BT, config), audio.TempogramConfig(num_bands=2, num_lags=110)
+    ).reshape(2, 110, 2)
+    lags_BK = 1 + 20 + np.argmax(tempogram_BLK[:, 20:], axis=1)  # beyond the onset's own width
+    np.testing.assert_allclose(lags_BK, 6_000 / bpm, atol=1)
+    assert np.abs(tempogram_BLK).max() <= 1.0
+
+
 def test_wav_round_trip_is_within_one_quantisation_step(tmp_path):
     samples_T = np.random.default_rng(0).uniform(-1, 1, 8_000).astype(np.float32)
     audio.write_wav(tmp_path / "a.wav", samples_T, 16_000)

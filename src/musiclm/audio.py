@@ -186,6 +186,39 @@ def log_mel(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
     return jnp.log(mel_magnitude(waveform_BT, config) + config.floor)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TempogramConfig:
+    """How rhythm is measured.
+
+    Attributes:
+      num_bands: groups of neighbouring mel bands, each with a rhythm of its own.
+      num_lags: of the autocorrelation, in frames: lag 1 up to this.
+    """
+
+    num_bands: int = 4
+    num_lags: int = 80
+
+
+def tempogram(log_mel_BNM: jax.Array, config: TempogramConfig) -> jax.Array:
+    """Autocorrelation of the onset strength, f32 [B, num_lags · num_bands] between -1 and 1.
+
+    Onset strength is the rise of the log-mel spectrum from frame to frame, averaged over a group
+    of bands (after Grosche, Müller & Kurth, ICASSP 2010, without their windows: over all frames).
+
+    Args:
+      log_mel_BNM: f32, with more frames than `num_lags` and a multiple of `num_bands` mel bands.
+      config: sizes.
+    """
+    rise_BNM = jnp.maximum(jnp.diff(log_mel_BNM, axis=1), 0.0)
+    onset_BNK = rise_BNM.reshape(*rise_BNM.shape[:2], config.num_bands, -1).mean(axis=-1)
+    onset_BNK -= onset_BNK.mean(axis=1, keepdims=True)
+    num_fft = 2 * onset_BNK.shape[1]  # padded: the end is not followed by the start
+    power_BFK = jnp.abs(jnp.fft.rfft(onset_BNK, num_fft, axis=1)) ** 2
+    correlation_BNK = jnp.fft.irfft(power_BFK, axis=1)[:, : config.num_lags + 1]
+    lags_BNK = correlation_BNK[:, 1:] / (correlation_BNK[:, :1] + 1e-6)
+    return lags_BNK.reshape(len(lags_BNK), -1)
+
+
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Band-limited resampling along the first axis, f32."""
     import soxr

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm.audio import MelConfig
+from musiclm.audio import MelConfig, TempogramConfig
 from musiclm.models.ast import AstConfig
 from musiclm.models.bert import BertConfig
 from musiclm.models.mulan import MuLan, MuLanConfig
@@ -36,6 +36,9 @@ TOWERS = {
     "resnet": SMALL,
     "resnet over time": dataclasses.replace(
         SMALL, resnet=dataclasses.replace(SMALL_RESNET, frequency_as_channels=True)
+    ),
+    "resnet with a tempogram": dataclasses.replace(
+        SMALL, tempogram=TempogramConfig(num_bands=2, num_lags=20)
     ),
     "ast": dataclasses.replace(
         SMALL,
@@ -98,7 +101,7 @@ def test_the_ast_tower_has_the_size_of_a_base_vit():
     assert sizes(config)["audio_tower"] == pytest.approx(86e6, rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("base", 131e6, 136e6), ("mini", 6e5, 1e6)])
+@pytest.mark.parametrize(("name", "low", "high"), [("base", 131e6, 136e6), ("mini", 6e5, 1.2e6)])
 def test_gin_files_give_the_sizes_that_they_promise(name, low, high):
     gin = pytest.importorskip("gin")
     with gin.unlock_config():
