@@ -87,7 +87,9 @@ $(RUN)/vocabulary.json: $(RUN)/corpus/train.complete
 		$(call bind,VOCABULARY,$@)
 
 # A data set's folder is named by what made it; these files say where it is, once it is whole.
-SHARDS = --manifest $(CORPUS) --split $* --window-seconds 10 --num-shards 16 --shards-a-run 4
+# Clips of one sound library and one drum machine look like near duplicates.
+SHARDS = --manifest $(CORPUS) --split $* --duplicates exact --window-seconds 10 \
+	--num-shards 16 --shards-a-run 4
 $(RUN)/sound/%.path: $(RUN)/corpus/train.complete
 	mkdir -p $(@D)
 	.venv/bin/musiclm pack $(SHARDS) --sample-rate 16000 --out $(RUN)/sound/$* >$@.part

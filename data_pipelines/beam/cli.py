@@ -60,6 +60,13 @@ def _add_arguments(parser: argparse.ArgumentParser, *, window_seconds: float) ->
         help="whose clips to take (default: all)",
     )
     parser.add_argument(
+        "--duplicates",
+        default="near",
+        choices=("exact", "near"),
+        help="which to leave out: files of the same bytes, or re-encoded, softer and lightly "
+        "cropped ones as well (default: near)",
+    )
+    parser.add_argument(
         "--window-seconds",
         type=float,
         default=window_seconds,
@@ -123,6 +130,7 @@ def _run(args: argparse.Namespace, encoder: Callable) -> int:
         out=args.out,
         encoder=encoder(),
         split=args.split,
+        duplicates=args.duplicates,
         window_seconds=args.window_seconds,
         num_shards=args.num_shards,
         shards_a_run=args.shards_a_run,

@@ -35,6 +35,8 @@ class Job:
       out: folder of data sets; this one's has the first 16 hexadecimals of the encoder's digest.
       encoder: makes the records.
       split: whose clips to take, one of `manifest.SPLITS`, or "all".
+      duplicates: which are left out: "exact", files of the same bytes, or "near", those of the same
+        fingerprint as well. Renders of one sound library look alike without being so.
       window_seconds: length of every window.
       num_shards: files a stream.
       shards_a_run: shards that one run of the pipeline makes, which is what a kill can cost; each
@@ -46,6 +48,7 @@ class Job:
     out: str
     encoder: Encoder
     split: str = "all"
+    duplicates: str = "near"
     window_seconds: float = 30.0
     num_shards: int = 64
     shards_a_run: int = 0
@@ -147,6 +150,7 @@ def _claim(job: Job, corpora: str) -> None:
         "encoder": job.encoder.digest,
         "corpora": corpora,
         "split": job.split,
+        "duplicates": job.duplicates,
         "window_seconds": job.window_seconds,
         "num_shards": job.num_shards,
         "batch_size": job.encoder.batch_size,
@@ -179,7 +183,12 @@ def _survey(
     if not storage.exists(path):
         with beam.Pipeline(options=options) as pipeline:
             survey.build(
-                pipeline, manifests=manifests, split=job.split, grid=grid, folder=job.folder
+                pipeline,
+                manifests=manifests,
+                split=job.split,
+                near=job.duplicates == "near",
+                grid=grid,
+                folder=job.folder,
             )
     lists = json.loads(storage.read(path))
     good, bad, twice = (lists[name]["lines"] for name in survey.LISTS)

@@ -28,8 +28,9 @@ DUPLICATES = "duplicates.jsonl"
 LISTS = (CLIPS, DEAD_LETTERS, DUPLICATES)
 # A clip, after its place: the manifest's, then that within.
 Ordered = tuple[tuple[int, int], manifest.Clip]
-# One hash in more files than this is a common chord or a drum machine: it tells nothing.
-_FILES_A_HASH = 64
+# One hash in more files than this is a common chord or a drum machine: it tells nothing, and the
+# pairs of its files grow with the square.
+_FILES_A_HASH = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Found:
       order: of the manifests, then within one.
       clip: its record, with `file` where the audio lies.
       windows: how many it has.
-      sketch: its fingerprint.
+      sketch: its fingerprint, if near duplicates are looked for.
     """
 
     order: tuple[int, int]
@@ -54,6 +55,7 @@ def build(
     *,
     manifests: Sequence[str],
     split: str,
+    near: bool,
     grid: Grid,
     folder: str,
 ) -> None:
@@ -63,6 +65,7 @@ def build(
       pipeline: to be run by the caller.
       manifests: their files.
       split: takes only its clips; "all" takes all.
+      near: whether near duplicates are left out as well.
       grid: of the windows.
       folder: of the data set.
     """
@@ -71,7 +74,7 @@ def build(
         | "Manifests" >> beam.Create(list(enumerate(manifests)))
         | "Read manifests" >> beam.FlatMap(_clips, split=split)
         | beam.Reshuffle()
-        | "Inspect" >> beam.FlatMap(_inspect, grid=grid).with_outputs("dead", main="found")
+        | "Inspect" >> beam.FlatMap(_inspect, near=near, grid=grid).with_outputs("dead", main="found")
     )
     exact = (
         files.found
@@ -79,7 +82,7 @@ def build(
         | "Same content" >> beam.GroupByKey()
         | "First of the same" >> beam.FlatMap(_first).with_outputs("duplicates", main="firsts")
     )
-    near = (
+    alike = (
         exact.firsts
         | "By hash" >> beam.FlatMap(_hashes)
         | "Same hash" >> beam.GroupByKey()
@@ -91,7 +94,7 @@ def build(
     judged = (
         {
             "found": exact.firsts | beam.Map(lambda found: (found.clip.sha256, found)),
-            "near": near,
+            "alike": alike,
         }
         | beam.CoGroupByKey()
         | "Judge" >> beam.FlatMap(_judge)
@@ -123,7 +126,7 @@ def _clips(
                 yield (number, line), dataclasses.replace(clip, file=file)
 
 
-def _inspect(ordered: Ordered, *, grid: Grid) -> Iterator:
+def _inspect(ordered: Ordered, *, near: bool, grid: Grid) -> Iterator:
     order, clip = ordered
     progress.bar("survey", "file").update()
     try:
@@ -133,7 +136,8 @@ def _inspect(ordered: Ordered, *, grid: Grid) -> Iterator:
         letter = {"file": clip.file, "reason": error.reason, "detail": error.detail}
         yield beam.pvalue.TaggedOutput("dead", (DEAD_LETTERS, _line(clip.file, letter)))
         return
-    yield Found(order=order, clip=clip, windows=windows, sketch=fingerprint.sketch(mono, rate))
+    sketch = fingerprint.sketch(mono, rate) if near else ()
+    yield Found(order=order, clip=clip, windows=windows, sketch=sketch)
 
 
 def _first(same: tuple[str, Iterable[Found]]) -> Iterator:
@@ -161,7 +165,7 @@ def _pairs(same: tuple[int, Iterable[tuple[str, str, int]]]) -> Iterator[tuple[s
 
 def _judge(file: tuple[str, dict]) -> Iterator[tuple[str, tuple[str, str]]]:
     (found,) = file[1]["found"]
-    if earlier := sorted(file[1]["near"]):
+    if earlier := sorted(file[1]["alike"]):
         yield _duplicate(found, earlier[0][1], "near")
     else:
         entry = {"windows": found.windows, "clip": json.loads(manifest.dumps(found.clip))}
