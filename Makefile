@@ -152,9 +152,10 @@ figures: setup-test $(RUN)/corpus/train.complete $(RUN)/corpus/held_out.complete
 bench-gm: setup-test  ## Measures how fast the corpus is rendered
 	.venv/bin/python benchmarks/gm_render.py
 
-# The capacity table takes what other benchmarks printed as well: FIGURES="decode.jsonl …".
-FIGURES ?=
-bench-data: setup-test  ## Measures how fast data is fed, and computes what 280,000 h take
+BENCH_DATA = $(RUN)/bench-data.jsonl
+bench-data: setup-test  ## Measures how data is decoded, tokenized and fed, and what 280,000 h take
 	@mkdir -p $(RUN)
-	.venv/bin/python benchmarks/feed.py | tee $(RUN)/feed.jsonl
-	.venv/bin/python benchmarks/capacity.py $(RUN)/feed.jsonl $(FIGURES)
+	for part in decode tokenize feed; do taskset -c 0 .venv/bin/python benchmarks/$$part.py || exit 2; \
+		done >$(BENCH_DATA)
+	cat $(BENCH_DATA)
+	.venv/bin/python benchmarks/capacity.py $(BENCH_DATA)

@@ -54,10 +54,10 @@ def storage(figures: Figures, hours: float, num_shards: int) -> dict[str, str]:
 
 
 def work(figures: Figures, hours: float) -> dict[str, str]:
-    """Core-hours and accelerator-hours of decoding and tokenizing once."""
+    """Hours of cores and devices to decode and tokenize once."""
     names = {
-        "decode and resample": ("decode_resample", "core-hours"),
-        "tokenize": ("tokenize", "accelerator-hours"),
+        "decode and resample": ("decode_flac_to_24k", "core-hours"),
+        "tokenize, with the bundle and on the device of the benchmark": ("tokenize", "hours"),
     }
     return {
         label: _or_not(figures.get(name), lambda x, unit=unit: f"{hours / x:,.0f} {unit}")

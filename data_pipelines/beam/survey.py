@@ -74,7 +74,8 @@ def build(
         | "Manifests" >> beam.Create(list(enumerate(manifests)))
         | "Read manifests" >> beam.FlatMap(_clips, split=split)
         | beam.Reshuffle()
-        | "Inspect" >> beam.FlatMap(_inspect, near=near, grid=grid).with_outputs("dead", main="found")
+        | "Inspect"
+        >> beam.FlatMap(_inspect, near=near, grid=grid).with_outputs("dead", main="found")
     )
     exact = (
         files.found
