@@ -177,7 +177,15 @@ def _bars(
     for place, label, total in zip(places, labels, left, strict=True):
         text = label if len(label) <= 70 else label[:69] + "…"
         axes.text(0, place - 0.3, text, va="bottom", fontsize=8.5)
-        axes.text(total, place, f" {total:,.0f}", va="center", fontsize=8.5, color=QUIET)
+        axes.annotate(
+            f"{total:,.0f}",
+            (total, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=QUIET,
+        )
     axes.set(xlim=(0, left.max() * 1.12), ylim=(len(labels) - 0.6, -0.8), yticks=[], xticks=[])
     axes.spines[["bottom", "left"]].set_visible(False)
     if legend:

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"musiclm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("musiclm: interrupted, nothing was written", file=sys.stderr)
+        print("musiclm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; keep the interpreter's last flush quiet too.

@@ -130,10 +130,13 @@ class WordPiece:
                 raise UserError("a text is empty; describe the music in words.")
             pieces = self._tokenizer.encode(text, add_special_tokens=False).ids
             if len(pieces) > length - 2:
-                message = f"a text has {len(pieces)} word pieces, {length - 2} fit: {text[:60]!r}…"
                 if overlong == "error":
-                    raise UserError(f"{message} Shorten it.")
-                warnings.warn(f"{message} The rest is cut off.", stacklevel=2)
+                    raise UserError(
+                        f"a text has {len(pieces)} word pieces, {length - 2} fit: {text[:60]!r}… "
+                        "Shorten it."
+                    )
+                # The same words every time, so that Python tells it once.
+                warnings.warn(f"texts beyond {length - 2} word pieces are cut off", stacklevel=2)
             ids = [cls_id, *pieces[: length - 2], sep_id]
             ids_BL[row, : len(ids)] = ids
         return ids_BL
