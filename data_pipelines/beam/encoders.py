@@ -81,9 +81,10 @@ class PcmEncoder:
         return lambda windows: [self._encode(window) for window in windows]
 
     def _encode(self, window: Window) -> Record:
-        samples_T = np.clip(window.waveforms[self.sample_rate], -1.0, 1.0)
+        # The scale of 16-bit files: those at this rate stay as they are.
+        samples_T = np.round(window.waveforms[self.sample_rate] * 32768.0)
         return {
-            "audio": np.round(samples_T * 32767.0).astype(np.int16),
+            "audio": np.clip(samples_T, -32768, 32767).astype(np.int16),
             "captions": [dataclasses.asdict(caption) for caption in window.captions],
             "key": window.key,
         }

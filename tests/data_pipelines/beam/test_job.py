@@ -62,7 +62,7 @@ def test_windows_are_where_their_keys_say(packed, sound_corpus):
         mono, rate = decode.decode((sound_corpus / clip.file).read_bytes())
         at = decode.resample(mono, rate, 2_000)
         start = min(int(window) * 20_000, len(at) - 20_000)
-        np.testing.assert_array_equal(audio, np.round(at[start : start + 20_000] * 32767))
+        np.testing.assert_array_equal(audio, np.round(at[start : start + 20_000] * 32768))
 
 
 def test_shards_are_sorted_aligned_and_by_hash(packed):
