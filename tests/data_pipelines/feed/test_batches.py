@@ -17,6 +17,7 @@ from tiny_data_sets import SAMPLE_RATE, SPEC, TOKEN_STREAMS, token_record, write
 from data_pipelines import manifest, shards
 from data_pipelines.feed import batches, examples, rows, tasks
 from data_pipelines.feed.source import Place
+from musiclm import bundle
 from musiclm.tokens.layout import STAGES, StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
@@ -245,7 +246,7 @@ def test_gin_files_name_what_there_is():
 
     binding = "{0} = '{0}'"
     macros = ["TRAIN", "VALIDATION", "CORPUS", "VOCABULARY", "WORKDIR", "COMPONENT", "MODEL"]
-    macros += ["START", "BUNDLE", "NAME"]
+    macros += ["START", "BUNDLE", "NAME", "TOKENIZERS"]
     files = sorted((ROOT / "gin/train/mini").glob("*.gin"))
     assert len(files) > 10
     gin.add_config_file_search_path(str(ROOT))
@@ -290,7 +291,15 @@ def test_memory_is_flat_over_100_000_rows_and_the_process_ends_well(tokens, othe
     assert late < early + 30  # the rows are 200 MB in all
 
 
-def test_training_ends_in_one_line_where_a_shard_is_damaged(tmp_path):
+@pytest.mark.parametrize(
+    ("whose", "told"),
+    [
+        ("its", "semantic-00001-of-00003.array_record is damaged"),
+        ("others'", "was made by the tokenizers aaaaaaaaaaaa"),
+    ],
+)
+def test_training_ends_in_one_line_where_tokens_are_unfit(tmp_path, whose, told):
+    tokenizers = bundle.find("gm-mini")
     shapes = {"mulan": (7, 12), "acoustic": (800, 6), "text": (-1, 13)}  # of the mini sizes
     streams = {
         name: dataclasses.replace(stream, shape=shapes.get(name, stream.shape))
@@ -298,10 +307,14 @@ def test_training_ends_in_one_line_where_a_shard_is_damaged(tmp_path):
     }
     zeros = {name: np.zeros((7, 13) if name == "text" else shape) for name, shape in shapes.items()}
     folder = write_data_set(
-        tmp_path / "tokens", streams, lambda record: token_record(record) | zeros
+        tmp_path / "tokens",
+        streams,
+        lambda record: token_record(record) | zeros,
+        encoder=bundle.tokenizer_digest(tokenizers) if whose == "its" else "a" * 64,
     )
     flip_a_byte(folder)
-    values = {"TRAIN": folder, "VALIDATION": folder, "WORKDIR": tmp_path, "COMPONENT": "c"}
+    values = {"TRAIN": folder, "VALIDATION": folder, "TOKENIZERS": tokenizers}
+    values |= {"WORKDIR": tmp_path, "COMPONENT": "c"}
     done = subprocess.run(
         [sys.executable, "-m", "musiclm.bin.train", "--gin_file=gin/train/mini/coarse.gin"]
         + [f"--gin_bindings={name}='{value}'" for name, value in values.items()],
@@ -315,4 +328,4 @@ def test_training_ends_in_one_line_where_a_shard_is_damaged(tmp_path):
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("musiclm.bin.train: error: ")
-    assert "semantic-00001-of-00003.array_record is damaged" in last
+    assert told in last
