@@ -155,7 +155,7 @@ bench-gm: setup-test  ## Measures how fast the corpus is rendered
 BENCH_DATA = $(RUN)/bench-data.jsonl
 bench-data: setup-test  ## Measures how data is decoded, tokenized and fed, and what 280,000 h take
 	@mkdir -p $(RUN)
-	for part in decode tokenize feed; do taskset -c 0 .venv/bin/python benchmarks/$$part.py || exit 2; \
+	for part in decode tokenizing feed; do taskset -c 0 .venv/bin/python benchmarks/$$part.py || exit 2; \
 		done >$(BENCH_DATA)
 	cat $(BENCH_DATA)
 	.venv/bin/python benchmarks/capacity.py $(BENCH_DATA)

@@ -114,6 +114,7 @@ def test_gin_files_give_the_sizes_that_they_promise(name, low, high):
         assert config == MuLanConfig()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", TOWERS)
 def test_embeddings_are_unit_vectors(tower):
     config = TOWERS[tower]
@@ -206,6 +207,7 @@ def test_temperature_starts_where_the_config_says():
     assert tau == pytest.approx(SMALL.initial_temperature, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fresh_residual_block_is_the_identity_and_strides_shrink():
     config = dataclasses.replace(SMALL_RESNET, stem_pool=False)
     spec_BTF = sounds(1, 40 * 16).reshape(1, 40, 16)

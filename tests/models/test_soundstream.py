@@ -80,6 +80,7 @@ def test_no_frame_hears_past_its_hop_and_lookahead(config):
     assert float(jnp.abs(before_BTD[:, 16] - nudged_BTD[:, 16]).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_prefix_of_codes_decodes_to_prefix_of_waveform():
     config = TINY
     model, variables, waveform_BT = _codec(config)
@@ -107,6 +108,7 @@ def test_magnitudes_of_a_spectrum_come_back_as_the_sound():
     assert float(jnp.abs(SPECTRUM.synthesise(frames_BNF + 100.0)).max()) < 20.0
 
 
+@pytest.mark.slow
 def test_a_codec_of_magnitudes_trains_and_decodes_the_same_spectra():
     model, variables, waveform_BT = _codec(SPECTRAL)
     codes_BTQ = model.run(variables, waveform_BT, method="encode")
@@ -130,6 +132,7 @@ def test_a_codec_of_magnitudes_trains_and_decodes_the_same_spectra():
     assert np.corrcoef(wanted, found)[0, 1] > 0.3
 
 
+@pytest.mark.slow
 def test_codes_and_training_pass_agree():
     model, variables, waveform_BT = _codec(TINY)
     output = model.run(variables, waveform_BT)
@@ -143,6 +146,7 @@ def test_codes_and_training_pass_agree():
     assert float(jnp.abs(unquantised_BT - output.waveform_BT).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_fewer_levels_decode():
     model, variables, waveform_BT = _codec(TINY)
     codes_BTQ = model.run(variables, waveform_BT, method="encode")
@@ -160,6 +164,7 @@ def test_last_frame_is_filled_with_zeros():
     np.testing.assert_array_equal(codes_BTQ, model.run(variables, filled_BT, method="encode"))
 
 
+@pytest.mark.slow
 def test_denoise_acts_through_film_alone():
     config = dataclasses.replace(TINY, denoise=True)
     model, variables, waveform_BT = _codec(config)

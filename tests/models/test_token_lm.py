@@ -108,6 +108,7 @@ def test_config_changes_what_it_says():
     assert count() - count(tied_embedding=True) == layout.target.num_codes * width
 
 
+@pytest.mark.slow
 def test_a_tied_embedding_scores_codes_by_their_own_vectors():
     config, _, ids = tiny("coarse")
     config = dataclasses.replace(config, tied_embedding=True)
@@ -125,6 +126,7 @@ def test_a_tied_embedding_scores_codes_by_their_own_vectors():
     np.testing.assert_allclose(doubled_BTQK, expected_BTQK, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_and_blocks_change_nothing():
     config, variables, ids = tiny("fine")
     sizes = dataclasses.replace(config.transformer, remat=True, query_block=100)

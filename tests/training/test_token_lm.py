@@ -77,6 +77,7 @@ def trained():
     return lm, state, evaluate, before, after, metrics
 
 
+@pytest.mark.slow
 def test_learns_the_target_from_its_condition(trained):
     _, state, _, before, after, metrics = trained
     assert int(state.step) == STEPS
