@@ -131,6 +131,7 @@ def test_embeddings_are_unit_vectors(tower):
     np.testing.assert_allclose(jnp.linalg.norm(text_BD, axis=1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", TOWERS)
 def test_an_embedding_does_not_depend_on_its_batch(tower):
     config = TOWERS[tower]
