@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 
 from data_pipelines.beam import decode
+from musiclm import audio
 
 RATES = (24_000, 16_000)
 REACH = 500.0
@@ -41,7 +42,7 @@ def main() -> None:
         spent = []
         for _ in range(args.repeats):
             start = time.process_time()
-            decode.resample(*decode.decode(flac.getvalue()), rate)
+            audio.resample(*decode.decode(flac.getvalue()), rate)
             spent.append(time.process_time() - start)
         value = args.seconds / min(spent)
         line = {"name": f"decode_flac_to_{rate // 1000}k", "value": round(value, 1)}

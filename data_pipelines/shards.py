@@ -26,7 +26,7 @@ import google_crc32c
 import numpy as np
 from array_record.python import array_record_module
 
-from musiclm import errors
+from musiclm import bundle, errors
 
 NAME = "dataset.json"
 FORMAT = 1
@@ -157,10 +157,7 @@ def dumps(data_set: DataSet) -> str:
 
 def save(folder: Path, data_set: DataSet) -> None:
     """Writes `dataset.json`, last of all: a folder without it is not finished."""
-    path = folder / NAME
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(dumps(data_set))
-    os.replace(beside, path)
+    bundle.write_beside(folder / NAME, dumps(data_set).encode())
 
 
 def load(folder: str | os.PathLike) -> DataSet:

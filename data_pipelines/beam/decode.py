@@ -11,14 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import soundfile
-import soxr
 
 from data_pipelines import manifest
 from data_pipelines.beam import storage
 
-# soxr's "HQ" is exact to 20 bits, beyond what most files hold; "VHQ" (28 bits) takes a third more
-# time. `musiclm.audio.resample` has the same quality.
-QUALITY = "HQ"
 # -80 dB of full scale: below it a file has nothing to hear.
 SILENCE = 1e-4
 # How much shorter than its manifest says a file may turn out: published durations are rounded.
@@ -114,11 +110,6 @@ def decode(data: bytes) -> tuple[np.ndarray, int]:
     if peak < SILENCE:
         raise BadAudio("silent", f"no sample is louder than {peak:.2g}")
     return mono, rate
-
-
-def resample(mono: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Band-limited resampling of f32 [T]."""
-    return soxr.resample(mono, from_rate, to_rate, quality=QUALITY)
 
 
 def _mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import manifest
 from data_pipelines.beam import decode
-from musiclm import errors
+from musiclm import audio, errors
 
 # What is left over after the last whole window gets a window of its own, which ends with the file
 # and overlaps the one before, if it is at least this long: encoders pad files by some hundredths of
@@ -96,7 +96,7 @@ class Grid:
           The index, and the window's f32 samples by sample rate.
         """
         starts = self.starts(len(mono), sample_rate)
-        at = {rate: decode.resample(mono, sample_rate, rate) for rate in self.sample_rates}
+        at = {rate: audio.resample(mono, sample_rate, rate) for rate in self.sample_rates}
         for index in wanted:
             yield index, {rate: self._slice(at[rate], rate, starts[index]) for rate in at}
 

@@ -16,6 +16,7 @@ from array_record.python import array_record_module
 
 from data_pipelines import manifest, shards
 from data_pipelines.beam import decode
+from musiclm.audio import resample
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ def test_windows_are_where_their_keys_say(packed, sound_corpus):
         clip = clips[sha256]
         assert [c["text"] for c in captions] == [c.text for c in clip.captions if c.text.strip()]
         mono, rate = decode.decode((sound_corpus / clip.file).read_bytes())
-        at = decode.resample(mono, rate, 2_000)
+        at = resample(mono, rate, 2_000)
         start = min(int(window) * 20_000, len(at) - 20_000)
         np.testing.assert_array_equal(audio, np.round(at[start : start + 20_000] * 32768))
 

@@ -10,6 +10,7 @@ from array_record.python import array_record_module
 from data_pipelines import manifest, shards
 from data_pipelines.beam import decode
 from musiclm import bundle
+from musiclm.audio import resample
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +77,7 @@ def test_stored_tokens_are_those_computed_afresh(stored, sound_corpus, tiny_bund
     assert len(stored) == 2 + 2 + 3 + 3 + 3
     for clip in manifest.read(sound_corpus)[2:4]:
         mono, rate = decode.decode((sound_corpus / clip.file).read_bytes())
-        wave_BT = np.tile(decode.resample(mono, rate, 1_600)[: 12 * 1_600], (4, 1))
+        wave_BT = np.tile(resample(mono, rate, 1_600)[: 12 * 1_600], (4, 1))
         record = stored[shards.key_of(clip.sha256, 0)]
         np.testing.assert_array_equal(record["semantic"], semantic.encode(wave_BT)[0])
         codes_BTQ = acoustic.encode(wave_BT)
