@@ -183,12 +183,12 @@ def test_a_wrong_window_is_refused():
 @pytest.mark.parametrize("tower", ["resnet", "resnet over time"])
 def test_spec_augment_acts_in_training_only(tower):
     config = TOWERS[tower]
-    waveform_BT = sounds(2, config.window_samples)
+    waveform_BT, variables = sounds(2, config.window_samples), initialised(config)
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed(train, seed):
         return MuLan(config).apply(
-            initialised(config), waveform_BT, train=train, method="embed_audio",
+            variables, waveform_BT, train=train, method="embed_audio",
             rngs={"spec_augment": jax.random.key(seed)},
         )  # fmt: skip
 

@@ -12,7 +12,12 @@ import random
 import numpy as np
 import pretty_midi
 
-from data_pipelines.corpora.gm.attributes import INSTRUMENTS, Attributes, register_class
+from data_pipelines.corpora.gm.attributes import (
+    INSTRUMENTS,
+    Attributes,
+    density_class,
+    register_class,
+)
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}  # natural minor
 # Degrees of the triads, from 0. The diminished triads are left out.
@@ -191,11 +196,13 @@ def _triad(degree: int) -> tuple[int, ...]:
 
 
 def _lead(attributes, clock, scale, harmony, rng) -> list[pretty_midi.Note]:
-    for _ in range(64):  # nearly always the first; the mean may stray past the register's edge
+    for _ in range(64):  # nearly always the first; a mean may stray past its class's edge
         notes = _draw_lead(attributes, clock, scale, harmony, rng)
-        if register_class(np.mean([note.pitch for note in notes])) == attributes.register:
+        register = register_class(np.mean([note.pitch for note in notes]))
+        density = density_class(len(notes) * clock.beat / clock.seconds)
+        if (register, density) == (attributes.register, attributes.density):
             return notes
-    raise RuntimeError(f"no melody stays in the register: {attributes}")
+    raise RuntimeError(f"no melody keeps to its register and density: {attributes}")
 
 
 def _draw_lead(attributes, clock, scale, harmony, rng) -> list[pretty_midi.Note]:
