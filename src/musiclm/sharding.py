@@ -13,11 +13,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from musiclm import errors
+
 AXES = ("data", "fsdp", "tensor")
 
+Rules = Sequence[tuple[str, P]]
 # The first pattern found in a parameter's path decides. A spec speaks of the trailing dimensions,
 # so that a stack of layers keeps its leading axis whole.
-RULES: tuple[tuple[str, P], ...] = (
+RULES: Rules = (
     (r"(query|key|value|up|gate)/kernel", P("fsdp", "tensor")),
     (r"(out|down)/kernel", P("tensor", "fsdp")),
     (r"embedding", P("tensor", "fsdp")),
@@ -37,17 +40,19 @@ class MeshConfig:
         """The mesh over the given devices (all, by default), with Auto axes.
 
         Raises:
-          ValueError: the axes don't multiply to the device count.
+          UserError: the axes don't multiply to the device count.
         """
         devices = jax.devices() if devices is None else devices
         sizes = [self.data, self.fsdp, self.tensor]
         if sizes.count(-1) > 1:
-            raise ValueError(f"MeshConfig {sizes} has several -1: give all axes but one a size")
+            raise errors.UserError(
+                f"MeshConfig {sizes} has several -1: give all axes but one a size"
+            )
         known = int(np.prod([size for size in sizes if size != -1]))
         if -1 in sizes and len(devices) % known == 0:
             sizes[sizes.index(-1)] = len(devices) // known
         if int(np.prod(sizes)) != len(devices):
-            raise ValueError(
+            raise errors.UserError(
                 f"MeshConfig {dict(zip(AXES, sizes, strict=True))} does not divide "
                 f"{len(devices)} devices: choose sizes whose product is {len(devices)}"
             )
@@ -75,7 +80,7 @@ def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     )
 
 
-def state_sharding(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
+def state_sharding(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """A `NamedSharding` for every leaf of a state (arrays or shape structs), by the rules.
 
     Optimizer moments have their parameter's path inside their own, so they follow it.
@@ -96,20 +101,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def to_devices(batch: Any, mesh: Mesh) -> Any:
-    """Global arrays from each process's own rows of a batch.
+def check_rows(batch_size: int, mesh: Mesh) -> None:
+    """Sees that a batch divides over the mesh.
 
     Raises:
-      ValueError: the rows do not divide over the devices.
+      UserError: it does not.
     """
-    sharding = batch_sharding(mesh)
     rows_over = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, array in batch.items():
-        if (len(array) * jax.process_count()) % rows_over:
-            raise ValueError(
-                f"batch[{name!r}] has {len(array) * jax.process_count()} rows for {rows_over} "
-                "devices: make batch_size a multiple of the device count"
-            )
+    if batch_size % rows_over:
+        raise errors.UserError(
+            f"batch_size is {batch_size} for {rows_over} devices along the data and fsdp axes: "
+            f"give a multiple of {rows_over}"
+        )
+
+
+def abstract(tree: Any, where: Any) -> Any:
+    """Shape structs with shardings, of a tree of shape structs or arrays."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        where,
+    )
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """Global arrays from each process's own rows of a batch."""
+    sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 

@@ -24,6 +24,10 @@ class Regression:
     )
     poison_at: int = 10**9
 
+    def batch_spec(self, batch_size):
+        shapes = {"x": (batch_size, 3), "y": (batch_size,)}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
     def init(self, key, batch):
         params = {"w": jax.random.normal(key, (batch["x"].shape[1],))}
         return TrainState.create({"params": params}, self.optimizer.make())

@@ -5,38 +5,19 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
 from musiclm import bundle, checkpoint, metrics, sharding
-from musiclm.training import health
+from musiclm.training import health, program
 
 Batch = Mapping[str, np.ndarray]
 # dataset(seed=, batch_size=, start_step=, host=, num_hosts=): a host's rows of each global batch,
 # which is a function of (seed, step) alone.
 Dataset = Callable[..., Iterator[Batch]]
-
-
-class Task(Protocol):
-    """A trainable model: pure functions that the loop compiles, one file a model."""
-
-    def init(self, key: jax.Array, batch: Batch) -> Any:
-        """The first state, a pytree with an int32 scalar `step`."""
-
-    def step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """One update: the next state and scalar metrics."""
-
-    def evaluate(self, state: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Scalar metrics on a batch that is not trained on."""
-
-    def export(self, state: Any) -> tuple[Any, dict[str, Any]]:
-        """The config and the variables that a bundle keeps."""
-
-    def health(self) -> Sequence[health.HealthCheck]:
-        """What must hold while it trains."""
 
 
 def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -51,7 +32,7 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def train(
     *,
-    task: Task,
+    task: program.Task,
     dataset: Dataset,
     workdir: str | os.PathLike,
     component: str | os.PathLike,
@@ -93,28 +74,13 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     devices = (mesh or sharding.MeshConfig()).make()
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-
-    def init(batch):
-        return task.init(init_key, batch)
-
-    def step(state, batch):
-        return task.step(state, batch, jax.random.fold_in(step_key, state.step))
-
-    def evaluate(state, batch):
-        return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
-
+    compiled = program.build(task, devices, batch_size=batch_size, seed=seed)
     stream = {
         "seed": seed,
         "batch_size": batch_size,
         "host": jax.process_index(),
         "num_hosts": jax.process_count(),
     }
-    first_batch = next(dataset(start_step=0, **stream))
-    shapes = jax.eval_shape(init, first_batch)
-    where = sharding.state_sharding(shapes, devices)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
-    evaluate = jax.jit(evaluate)
     monitor = health.HealthMonitor(task.health())
 
     with (
@@ -123,9 +89,9 @@ def train(
         metrics.MetricWriter(workdir) as writer,
     ):
         if checkpoints.latest_step is None:
-            state = jax.jit(init, out_shardings=where)(first_batch)
+            state = compiled.init()
         else:
-            state = checkpoints.restore(checkpoint.abstract(shapes, where))
+            state = checkpoints.restore(compiled.state)
         start = int(state.step)
         batches = prefetch(dataset(start_step=start, **stream))
         progress = tqdm.tqdm(
@@ -136,7 +102,7 @@ def train(
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            state, scalars = step(state, sharding.to_devices(batch, devices))
+            state, scalars = compiled.step(state, sharding.to_devices(batch, devices))
             count = done + 1
             if count % log_every == 0 or count == num_steps:
                 scalars = {name: float(value) for name, value in scalars.items()}
@@ -153,7 +119,7 @@ def train(
             if eval_dataset and (count % eval_every == 0 or count == num_steps):
                 held_out = eval_dataset(start_step=0, **stream)
                 results = [
-                    evaluate(state, sharding.to_devices(next(held_out), devices))
+                    compiled.evaluate(state, sharding.to_devices(next(held_out), devices))
                     for _ in range(num_eval_batches)
                 ]
                 writer.write(count, average(results, prefix="eval/"))

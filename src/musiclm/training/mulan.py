@@ -47,6 +47,14 @@ class MuLanTask:
         if self.gain_db < 0:
             raise ValueError(f"MuLanTask.gain_db is {self.gain_db}; set it to 0 or more.")
 
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Windows, and the word pieces of a caption of each."""
+        config = self.config
+        return {
+            "waveform": jax.ShapeDtypeStruct((batch_size, config.window_samples), jnp.float32),
+            "text_ids": jax.ShapeDtypeStruct((batch_size, config.bert.max_length), jnp.int32),
+        }
+
     def init(self, key: jax.Array, batch: Batch) -> TrainState:
         """A fresh state."""
         variables = MuLan(self.config).init(

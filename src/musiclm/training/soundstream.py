@@ -65,6 +65,7 @@ class SoundStreamTask:
     Attributes:
       config: the codec.
       optimizer: of the codec.
+      crop_seconds: length of the waveforms.
       start: a component file, without its suffix, of a codec of the same config, whose weights the
         training starts from; None starts from random ones.
       discriminator: None trains on reconstruction alone.
@@ -90,6 +91,7 @@ class SoundStreamTask:
 
     config: SoundStreamConfig
     optimizer: optim.OptimizerConfig
+    crop_seconds: float = 1.0
     start: str | None = None
     discriminator: DiscriminatorConfig | None = None
     discriminator_optimizer: optim.OptimizerConfig | None = None
@@ -142,6 +144,12 @@ class SoundStreamTask:
     def model(self) -> SoundStream:
         """The codec; it holds no arrays."""
         return SoundStream(self.config)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Crops of sound, and of noise if the codec is to remove it."""
+        shape = (batch_size, round(self.crop_seconds * self.config.sample_rate))
+        names = ("waveform", "noise") if self.config.denoise else ("waveform",)
+        return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name in names}
 
     def init(self, key: jax.Array, batch: Mapping[str, Any]) -> SoundStreamState:
         """A fresh state; of the batch only the shape is read.

@@ -44,6 +44,11 @@ class TokenLMTask:
         """The module, which holds no arrays."""
         return TokenLM(self.config)
 
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Sequences of the layout."""
+        shape = (batch_size, self.config.layout.sequence_length)
+        return {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32)}
+
     def init(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> TrainState:
         """A fresh state."""
         ids_BS = jnp.asarray(batch["tokens"])

@@ -25,6 +25,7 @@ class W2vBertTask:
     Attributes:
       config: the model.
       optimizer: the paper has Adam, transformer schedule, peak 2e-3, 25 k warm-up steps.
+      crop_seconds: length of the waveforms.
       mask_start_prob: probability that a frame starts a hidden span.
       mask_span: frames of a span.
       num_distractors: hidden frames of the same utterance that a target is told from.
@@ -41,6 +42,7 @@ class W2vBertTask:
 
     config: W2vBertConfig
     optimizer: optim.OptimizerConfig
+    crop_seconds: float = 4.0
     mask_start_prob: float = 0.065
     mask_span: int = 10
     num_distractors: int = 100
@@ -81,6 +83,11 @@ class W2vBertTask:
     def model(self) -> W2vBert:
         """The module; it holds no arrays."""
         return W2vBert(self.config)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Crops of sound."""
+        shape = (batch_size, round(self.crop_seconds * self.config.sample_rate))
+        return {"waveform": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
     def init(self, key: jax.Array, batch: Mapping[str, Any]) -> TrainState:
         """A fresh state; of the batch only the shape is read."""

@@ -1,0 +1,109 @@
+"""A task's compiled functions on a mesh: what the loop runs, and `musiclm compile` looks at."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from musiclm import sharding
+from musiclm.training import health
+
+# name -> global array, the rows first.
+BatchSpec = Mapping[str, jax.ShapeDtypeStruct]
+
+
+class Task(Protocol):
+    """A trainable model: pure functions that are compiled, one file a model."""
+
+    def batch_spec(self, batch_size: int) -> BatchSpec:
+        """What a batch of that many rows holds."""
+
+    def init(self, key: jax.Array, batch: Any) -> Any:
+        """The first state, a pytree with an int32 scalar `step`; of the batch the shape is read."""
+
+    def step(self, state: Any, batch: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        """One update: the next state and scalar metrics."""
+
+    def evaluate(self, state: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        """Scalar metrics on a batch that is not trained on."""
+
+    def export(self, state: Any) -> tuple[Any, dict[str, Any]]:
+        """The config and the variables that a bundle keeps."""
+
+    def health(self) -> Sequence[health.HealthCheck]:
+        """What must hold while it trains."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A task on a mesh.
+
+    Attributes:
+      mesh: of devices, which need not be there.
+      state: the state as shape structs with shardings.
+      batch: the global batch likewise.
+      init: () -> state, jitted.
+      step: (state, batch) -> (state, metrics), jitted; the state given is used up.
+      evaluate: (state, batch) -> metrics, jitted.
+    """
+
+    mesh: jax.sharding.Mesh
+    state: Any
+    batch: BatchSpec
+    init: Callable[[], Any]
+    step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    evaluate: Callable[[Any, Any], dict[str, jax.Array]]
+
+
+def build(
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    rules: sharding.Rules = sharding.RULES,
+) -> Program:
+    """The program of a task; nothing is compiled or allocated yet.
+
+    A step's random numbers follow from the seed and the state's own step: a resumed run draws what
+    an uninterrupted one would.
+
+    Args:
+      task: the model.
+      mesh: where it runs.
+      batch_size: rows of the global batch.
+      seed: of the weights and the steps' random numbers.
+      rules: where parameters lie, see `sharding.state_sharding`.
+
+    Raises:
+      UserError: the batch does not divide over the mesh.
+    """
+    rows = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+        for name, array in task.batch_spec(batch_size).items()
+    }
+    sharding.check_rows(batch_size, mesh)
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+
+    def init():
+        return task.init(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
+
+    def step(state, batch):
+        return task.step(state, batch, jax.random.fold_in(step_key, state.step))
+
+    def evaluate(state, batch):
+        return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
+
+    shapes = jax.eval_shape(init)
+    where = sharding.state_sharding(shapes, mesh, rules)
+    return Program(
+        mesh=mesh,
+        state=sharding.abstract(shapes, where),
+        batch=batch,
+        init=jax.jit(init, out_shardings=where),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
+        evaluate=jax.jit(evaluate),
+    )
