@@ -1,7 +1,7 @@
 """The second pipeline: windows of the files that go in, encoded, as shards.
 
-  clips.jsonl → read, cut and encode (one fused stage: sound stays in its worker)
-              → grouped by shard: records alone → one worker a shard sorts and writes
+  lists of clips → read, cut and encode (one fused stage: sound stays in its worker)
+                 → grouped by shard: records alone → one worker a shard sorts and writes
 
 A shard's files are there once its record is, `job/00003.json`, which is written last.
 """
@@ -78,8 +78,8 @@ def build(
     streams = encoder.streams(grid.window_seconds)
     records = (
         pipeline
-        | "List" >> beam.Create([storage.join(folder, *survey.CLIPS.split("/"))])
-        | "Read clips" >> beam.FlatMap(_lines)
+        | "Lists" >> beam.Create(survey.clip_lists(num_shards))
+        | "Read clips" >> beam.FlatMap(_lines, folder=folder)
         | beam.Reshuffle()
         | "Cut" >> beam.FlatMap(_cut, grid=grid, num_shards=num_shards, wanted=wanted)
         | "Encode" >> base.RunInference(EncodeWindows(encoder, total))
@@ -95,23 +95,18 @@ def build(
     )
 
 
-def _lines(path: str) -> list[bytes]:
-    return storage.read(path).splitlines()
-
-
-def keys_of(line: bytes) -> list[str]:
-    """The keys of a line of clips.jsonl: of its windows, in time."""
-    entry = json.loads(line)
-    return [shards.key_of(entry["clip"]["sha256"], index) for index in range(entry["windows"])]
+def _lines(name: str, *, folder: str) -> list[bytes]:
+    return storage.read(storage.join(folder, *name.split("/"))).splitlines()
 
 
 def _cut(line: bytes, *, grid: Grid, num_shards: int, wanted: frozenset[int]) -> Iterator[Window]:
     """The windows of a clip that fall into the wanted shards; without any, it is not read."""
-    keys = keys_of(line)
+    entry = json.loads(line)
+    keys = [shards.key_of(entry["clip"]["sha256"], index) for index in range(entry["windows"])]
     indices = [i for i, key in enumerate(keys) if shards.shard_of(key, num_shards) in wanted]
     if not indices:
         return
-    clip = manifest.loads(json.dumps(json.loads(line)["clip"]))
+    clip = manifest.loads(json.dumps(entry["clip"]))
     try:
         mono, rate = decode.read(clip.file, clip)
     except decode.BadAudio as error:

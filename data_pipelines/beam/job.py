@@ -6,13 +6,10 @@ job's shards get between.
 """
 
 import dataclasses
-import hashlib
-import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -84,15 +81,15 @@ def make(job: Job, options: PipelineOptions) -> str:
     grid = Grid(job.encoder.sample_rates, job.window_seconds)
     streams = job.encoder.streams(job.window_seconds)
     manifests = [_manifest_file(path) for path in job.manifests]
-    corpora = encoding.digest(*[hashlib.sha256(_read(path)).hexdigest() for path in manifests])
+    corpora = encoding.digest(*[_sha256(path) for path in manifests])
     _claim(job, corpora)
     for folder in (job.folder, storage.join(job.folder, "job")):
         storage.sweep(folder)
-    lists = _survey(job, manifests, grid, options)
+    surveyed = _survey(job, manifests, grid, options)
     digest = encoding.digest(
         job.encoder.digest,
         f"{job.encoder.batch_size} {job.window_seconds} {job.num_shards}",
-        lists[survey.CLIPS]["sha256"],
+        surveyed.digest,
     )
 
     done = encoding.finished(job.folder, num_shards=job.num_shards, job=digest)
@@ -101,7 +98,7 @@ def make(job: Job, options: PipelineOptions) -> str:
     if not missing and storage.exists(data_set):
         return job.folder
     storage.remove(data_set)  # it must not vouch for shards that are about to be replaced
-    total = _count_windows(job, frozenset(missing))
+    total = round(surveyed.windows * len(missing) / job.num_shards)  # shards are about alike
     shards_a_run = job.shards_a_run or job.num_shards
     for start in range(0, len(missing), shards_a_run):
         wanted = missing[start : start + shards_a_run]
@@ -135,9 +132,9 @@ def _manifest_file(corpus: str) -> str:
     return os.path.abspath(manifest.path_of(corpus))
 
 
-def _read(path: str) -> bytes:
+def _sha256(path: str) -> str:
     try:
-        return storage.read(path)
+        return storage.sha256(path)
     except (OSError, ValueError) as error:
         raise errors.UserError(
             f"cannot read the manifest {path} ({error}): build the corpus first, or check the path"
@@ -177,8 +174,8 @@ def _claim(job: Job, corpora: str) -> None:
 
 def _survey(
     job: Job, manifests: Sequence[str], grid: Grid, options: PipelineOptions
-) -> Mapping[str, Mapping[str, Any]]:
-    """Runs the survey, unless it was finished before; gives what it says of its lists."""
+) -> survey.Survey:
+    """Runs the survey, unless it was finished before."""
     path = storage.join(job.folder, survey.NAME)
     if not storage.exists(path):
         with beam.Pipeline(options=options) as pipeline:
@@ -188,28 +185,22 @@ def _survey(
                 split=job.split,
                 near=job.duplicates == "near",
                 grid=grid,
+                num_shards=job.num_shards,
                 folder=job.folder,
             )
-    lists = json.loads(storage.read(path))
-    good, bad, twice = (lists[name]["lines"] for name in survey.LISTS)
-    files = good + bad + twice
+    found = survey.load(job.folder)
+    files = found.clips + found.dead_letters + found.duplicates
     if not files:
         storage.remove(path)
         raise errors.UserError(f"the manifests have no clips of split {job.split!r}")
-    if bad > job.max_failures * files:
+    if found.dead_letters > job.max_failures * files:
         storage.remove(path)  # so that mended files are read anew
         letters = storage.join(job.folder, survey.DEAD_LETTERS)
         reasons = Counter(json.loads(line)["reason"] for line in storage.read(letters).splitlines())
         told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise errors.UserError(
-            f"{bad} of {files} files cannot be used ({told}), more than --max-failures "
-            f"{job.max_failures:g}: see {letters}, mend or leave them out, or allow more"
+            f"{found.dead_letters} of {files} files cannot be used ({told}), more than "
+            f"--max-failures {job.max_failures:g}: see {letters}, mend or leave them out, or allow "
+            "more"
         )
-    return lists
-
-
-def _count_windows(job: Job, wanted: frozenset[int]) -> int:
-    """How many windows some shards have together."""
-    clips = storage.read(storage.join(job.folder, *survey.CLIPS.split("/")))
-    keys = itertools.chain.from_iterable(encoding.keys_of(line) for line in clips.splitlines())
-    return sum(shards.shard_of(key, job.num_shards) in wanted for key in keys)
+    return found

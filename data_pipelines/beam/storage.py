@@ -1,8 +1,10 @@
 """Files of a job, wherever workers can reach them: paths, gs://, s3:// and what else Beam knows."""
 
+import hashlib
 import os
 import pathlib
 import uuid
+from collections.abc import Iterator
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -24,6 +26,21 @@ def read(path: str) -> bytes:
     """
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         return file.read()
+
+
+def sha256(path: str) -> str:
+    """A file's SHA-256, in hex; raises as `read` does."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetch(path: str, local: pathlib.Path) -> None:
+    """Copies a file here; raises as `read` does."""
+    with local.open("wb") as out:
+        for chunk in _chunks(path):
+            out.write(chunk)
 
 
 def exists(path: str) -> bool:
@@ -66,6 +83,12 @@ def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     if exists(path):
         FileSystems.delete([path])
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
 
 
 def _files(folder: str) -> list:

@@ -2,10 +2,11 @@
 
 It writes three lists, sorted, and then `survey.json`, which counts them:
 
-  job/clips.jsonl     what goes in: {"windows": 3, "clip": {…}}, by the hash of the file
-  dead_letters.jsonl  what can't: {"file": …, "reason": one of `decode.REASONS`, "detail": …}
-  duplicates.jsonl    what is there already: {"file": …, "duplicate_of": …, "kind": …}: "exact"
-                      has the same bytes, "near" the same fingerprint
+  job/clips-00003-of-00064.jsonl  what goes in: {"windows": 3, "clip": {…}}, by the hash of the
+                                  file, in as many parts as the data set has shards
+  dead_letters.jsonl              what can't: {"file": …, "reason": one of `decode.REASONS`, …}
+  duplicates.jsonl                what is there already: {"file": …, "duplicate_of": …, "kind": …}:
+                                  "exact" has the same bytes, "near" the same fingerprint
 """
 
 import dataclasses
@@ -17,20 +18,35 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 
-from data_pipelines import manifest
+from data_pipelines import manifest, shards
 from data_pipelines.beam import decode, fingerprint, progress, storage
 from data_pipelines.beam.windows import Grid
 
 NAME = "survey.json"
-CLIPS = "job/clips.jsonl"
 DEAD_LETTERS = "dead_letters.jsonl"
 DUPLICATES = "duplicates.jsonl"
-LISTS = (CLIPS, DEAD_LETTERS, DUPLICATES)
 # A clip, after its place: the manifest's, then that within.
 Ordered = tuple[tuple[int, int], manifest.Clip]
 # One hash in more files than this is a common chord or a drum machine: it tells nothing, and the
 # pairs of its files grow with the square.
 _FILES_A_HASH = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The content of `survey.json`.
+
+    Attributes:
+      clips, windows: that go in.
+      digest: of the list of clips.
+      dead_letters, duplicates: files that don't.
+    """
+
+    clips: int
+    windows: int
+    digest: str
+    dead_letters: int
+    duplicates: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +73,7 @@ def build(
     split: str,
     near: bool,
     grid: Grid,
+    num_shards: int,
     folder: str,
 ) -> None:
     """Adds the survey to a pipeline.
@@ -67,6 +84,7 @@ def build(
       split: takes only its clips; "all" takes all.
       near: whether near duplicates are left out as well.
       grid: of the windows.
+      num_shards: of the data set.
       folder: of the data set.
     """
     files = (
@@ -98,11 +116,12 @@ def build(
             "alike": alike,
         }
         | beam.CoGroupByKey()
-        | "Judge" >> beam.FlatMap(_judge)
+        | "Judge" >> beam.FlatMap(_judge, num_shards=num_shards)
     )
     lines = (files.dead, exact.duplicates, judged) | beam.Flatten()
     # A list without lines is written as well.
-    wanted = pipeline | "Lists" >> beam.Create([(name, None) for name in LISTS])
+    names = (*clip_lists(num_shards), DEAD_LETTERS, DUPLICATES)
+    wanted = pipeline | "Lists" >> beam.Create([(name, None) for name in names])
     (
         {"lines": lines, "wanted": wanted}
         | "By list" >> beam.CoGroupByKey()
@@ -110,6 +129,16 @@ def build(
         | "All lists" >> beam.combiners.ToList()
         | "Write survey" >> beam.Map(_write_survey, folder=folder)
     )
+
+
+def clip_lists(num_shards: int) -> list[str]:
+    """The parts of the list of clips, as paths within the data set."""
+    return [f"job/clips-{part:05d}-of-{num_shards:05d}.jsonl" for part in range(num_shards)]
+
+
+def load(folder: str) -> Survey:
+    """Reads `survey.json` of a data set's folder."""
+    return Survey(**json.loads(storage.read(storage.join(folder, NAME))))
 
 
 def _clips(
@@ -120,7 +149,7 @@ def _clips(
     home, name = path.rpartition("/")[::2]
     with tempfile.TemporaryDirectory() as folder:
         local = pathlib.Path(folder) / name
-        local.write_bytes(storage.read(path))
+        storage.fetch(path, local)
         for line, clip in enumerate(manifest.iterate(local)):
             if split in ("all", clip.split):
                 file = clip.file if "://" in clip.file else storage.join(home, clip.file)
@@ -135,7 +164,7 @@ def _inspect(ordered: Ordered, *, near: bool, grid: Grid) -> Iterator:
         windows = len(grid.starts(len(mono), rate))
     except decode.BadAudio as error:
         letter = {"file": clip.file, "reason": error.reason, "detail": error.detail}
-        yield beam.pvalue.TaggedOutput("dead", (DEAD_LETTERS, _line(clip.file, letter)))
+        yield beam.pvalue.TaggedOutput("dead", (DEAD_LETTERS, (*_line(clip.file, letter), 0)))
         return
     sketch = fingerprint.sketch(mono, rate) if near else ()
     yield Found(order=order, clip=clip, windows=windows, sketch=sketch)
@@ -164,18 +193,20 @@ def _pairs(same: tuple[int, Iterable[tuple[str, str, int]]]) -> Iterator[tuple[s
                 yield later, (earlier, name), shift
 
 
-def _judge(file: tuple[str, dict]) -> Iterator[tuple[str, tuple[str, str]]]:
+def _judge(file: tuple[str, dict], *, num_shards: int) -> Iterator[tuple[str, tuple]]:
     (found,) = file[1]["found"]
     if earlier := sorted(file[1]["alike"]):
         yield _duplicate(found, earlier[0][1], "near")
-    else:
-        entry = {"windows": found.windows, "clip": json.loads(manifest.dumps(found.clip))}
-        yield CLIPS, _line(found.clip.sha256, entry)
+        return
+    sha256 = found.clip.sha256
+    entry = {"windows": found.windows, "clip": json.loads(manifest.dumps(found.clip))}
+    name = clip_lists(num_shards)[shards.shard_of(sha256, num_shards)]
+    yield name, (*_line(sha256, entry), found.windows)
 
 
-def _duplicate(found: Found, of: str, kind: str) -> tuple[str, tuple[str, str]]:
+def _duplicate(found: Found, of: str, kind: str) -> tuple[str, tuple]:
     entry = {"file": found.clip.file, "duplicate_of": of, "kind": kind}
-    return DUPLICATES, _line(found.clip.file, entry)
+    return DUPLICATES, (*_line(found.clip.file, entry), 0)
 
 
 def _line(key: str, entry: dict) -> tuple[str, str]:
@@ -185,12 +216,23 @@ def _line(key: str, entry: dict) -> tuple[str, str]:
 
 def _write_list(grouped: tuple[str, dict], *, folder: str) -> tuple[str, dict]:
     name, values = grouped
-    data = "".join(line for _, line in sorted(values["lines"])).encode()
+    lines = sorted(values["lines"])
+    data = "".join(line for _, line, _ in lines).encode()
     storage.write(storage.join(folder, *name.split("/")), data)
-    lines = data.count(b"\n")
-    return name, {"lines": lines, "sha256": hashlib.sha256(data).hexdigest()}
+    facts = {"lines": len(lines), "windows": sum(windows for *_, windows in lines)}
+    return name, facts | {"sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _write_survey(lists: list[tuple[str, dict]], *, folder: str) -> None:
-    text = json.dumps(dict(sorted(lists)), indent=1) + "\n"
+    facts = dict(sorted(lists))
+    others = {name: facts.pop(name)["lines"] for name in (DEAD_LETTERS, DUPLICATES)}
+    parts = facts.values()
+    survey = Survey(
+        clips=sum(part["lines"] for part in parts),
+        windows=sum(part["windows"] for part in parts),
+        digest=hashlib.sha256("".join(part["sha256"] for part in parts).encode()).hexdigest(),
+        dead_letters=others[DEAD_LETTERS],
+        duplicates=others[DUPLICATES],
+    )
+    text = json.dumps(dataclasses.asdict(survey), indent=1) + "\n"
     storage.write(storage.join(folder, NAME), text.encode())
