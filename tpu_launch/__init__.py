@@ -1,0 +1,1 @@
+"""What starts, watches and restarts a training job on many hosts; see README.md."""
