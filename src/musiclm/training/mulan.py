@@ -87,14 +87,14 @@ class MuLanTask:
         """The same metrics without augmentation and dropout; recall is within the batch."""
         del key
         output = MuLan(self.config).apply(
-            {"params": state.params}, batch["waveform"], batch["text_ids"], train=False
+            {"params": state.averaged}, batch["waveform"], batch["text_ids"], train=False
         )
         _, scalars = self._metrics(output)
         return scalars
 
     def export(self, state: TrainState) -> tuple[MuLanConfig, dict[str, Any]]:
         """The config and the variables that a bundle keeps."""
-        return self.config, {"params": state.params}
+        return self.config, {"params": state.averaged}
 
     def health(self) -> tuple[HealthCheck, ...]:
         """The loss has to leave its untrained value, and the embeddings one another."""

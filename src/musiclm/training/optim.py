@@ -1,20 +1,26 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, learning-rate schedules, averages of weights, gradients of large batches."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+ALGORITHMS = ("adamw", "adafactor")
 SCHEDULES = ("constant", "cosine", "transformer")
 DECAYED = ("kernel", "embedding")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up, a schedule and gradient clipping.
+    """AdamW or Adafactor with warm-up, a schedule and gradient clipping.
 
     Attributes:
+      algorithm: "adamw", or "adafactor": second moments by rows and columns, no first ones, which
+        saves two thirds of the bytes; its learning rate is relative to the size of the weights
+        (T5: 1e-2), and `b1`, `b2`, `eps` are not used.
       learning_rate: at the peak.
       warmup_steps: linear, from zero.
       total_steps: where a cosine ends.
@@ -24,8 +30,11 @@ class OptimizerConfig:
       b1, b2, eps: Adam's.
       weight_decay: decoupled, on kernels and embeddings only: biases and scales are left alone.
       clip_norm: global norm that gradients are clipped to; 0 leaves them.
+      ema_decay: of a moving average of the weights, which evaluation and the finished model take;
+        0 keeps none.
     """
 
+    algorithm: str = "adamw"
     learning_rate: float = 3e-4
     warmup_steps: int = 1_000
     total_steps: int = 100_000
@@ -36,8 +45,15 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    ema_decay: float = 0.0
 
     def __post_init__(self):
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(
+                f"OptimizerConfig.algorithm is {self.algorithm!r}: choose one of {ALGORITHMS}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"OptimizerConfig.ema_decay is {self.ema_decay}: give 0 up to below 1")
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"OptimizerConfig.schedule is {self.schedule!r}: choose one of {SCHEDULES}"
@@ -67,21 +83,98 @@ class OptimizerConfig:
             decay = jnp.sqrt(start / (start + after))
         return self.learning_rate * warmup * decay
 
-    def make(self) -> optax.GradientTransformation:
-        """The optax transformation."""
+    def make(self, *last: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optax transformation; `last` come after the algorithm, on its updates."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            self._adafactor() if self.algorithm == "adafactor" else self._adamw(),
+            *last,
+            average_weights(self.ema_decay) if self.ema_decay else optax.identity(),
+        )
 
-        def kernels(params):
-            # By name: a stack of layers makes matrices of its scales and biases too.
-            return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
-
-        adam = optax.adamw(
+    def _adamw(self) -> optax.GradientTransformation:
+        return optax.adamw(
             self.rate,
             b1=self.b1,
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            mask=kernels,
+            mask=_decayed,
         )
-        if not self.clip_norm:
-            return adam
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+
+    def _adafactor(self) -> optax.GradientTransformation:
+        # optax.adafactor would decay weights without regard to the learning rate.
+        return optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+            optax.add_decayed_weights(self.weight_decay, mask=_decayed),
+            optax.scale_by_learning_rate(self.rate),
+        )
+
+
+def _decayed(params):
+    # By name: a stack of layers makes matrices of its scales and biases too.
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+
+
+class Average(NamedTuple):
+    """State of `average_weights`: the average, a tree like the weights."""
+
+    average: Any
+
+
+def average_weights(decay: float) -> optax.GradientTransformation:
+    """Keeps a moving average of the weights beside an optimizer: put it last in its chain."""
+
+    def init(params):
+        return Average(params)
+
+    def update(updates, state, params):
+        after = optax.apply_updates(params, updates)
+        return updates, Average(optax.incremental_update(after, state.average, 1 - decay))
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(params: Any, opt_state: optax.OptState) -> Any:
+    """The average of the weights if the optimizer keeps one, else the weights."""
+    return optax.tree.get(opt_state, "average", params)
+
+
+def mean_gradients(
+    loss_of: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]],
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    num_microbatches: int,
+) -> tuple[Any, Any]:
+    """Gradients and metrics of a batch in parts, one after another, for a part's memory.
+
+    Each device's own rows are dealt to all parts: nothing moves between devices.
+
+    Args:
+      loss_of: (params, part of the batch, key) to the mean loss over its rows, and metrics.
+      params: to differentiate by.
+      batch: a tree of arrays, rows first.
+      key: of the randomness; each part gets its own.
+      num_microbatches: parts; divides the rows.
+
+    Returns:
+      The gradients and the metrics, means over the parts.
+    """
+    gradients_of = jax.grad(loss_of, has_aux=True)
+    if num_microbatches == 1:
+        return gradients_of(params, batch, key)
+
+    def dealt(x):
+        return x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradients_of(params, *part)), None
+
+    parts = jax.tree.map(dealt, batch), jax.random.split(key, num_microbatches)
+    first = jax.eval_shape(gradients_of, params, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / num_microbatches, total)

@@ -116,6 +116,11 @@ class SoundStreamTask:
     health_patience: int = 5
 
     def __post_init__(self):
+        if self.optimizer.ema_decay:
+            raise ValueError(
+                f"SoundStreamTask.optimizer has ema_decay {self.optimizer.ema_decay}: give 0, "
+                "codebooks fit the weights as they are, not their average"
+            )
         if self.discriminator is not None and self.discriminator_optimizer is None:
             raise ValueError(
                 "SoundStreamTask.discriminator_optimizer is None with a discriminator: give its "

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm.training import optim
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -35,6 +37,11 @@ class TrainState:
             opt_state=optimizer.init(params),
             model_state=model_state,
         )
+
+    @property
+    def averaged(self) -> Any:
+        """The parameters to evaluate and to keep: their average, if the optimizer keeps one."""
+        return optim.averaged(self.params, self.opt_state)
 
     def apply_gradients(
         self, gradients, optimizer: optax.GradientTransformation, model_state=None

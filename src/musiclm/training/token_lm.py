@@ -25,18 +25,25 @@ class TokenLMTask:
       optimizer: AdamW and its schedule.
       condition_dropout: fraction of the rows whose whole prefix is replaced by the null
         identifier, for classifier-free guidance.
+      num_microbatches: parts that a batch is taken in, one after another, for less memory.
       learned_after: the step from which the loss must be below that of guessing.
     """
 
     config: TokenLMConfig
     optimizer: optim.OptimizerConfig
     condition_dropout: float = 0.0
+    num_microbatches: int = 1
     learned_after: int = 1_000
 
     def __post_init__(self):
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(
                 f"TokenLMTask.condition_dropout is {self.condition_dropout}: give 0 up to below 1"
+            )
+        if self.num_microbatches < 1:
+            raise ValueError(
+                f"TokenLMTask.num_microbatches is {self.num_microbatches}: give 1 or more, a "
+                "divisor of the rows on a device"
             )
 
     @property
@@ -69,16 +76,16 @@ class TokenLMTask:
         else:
             inputs_BS = ids_BS
 
-        def loss_of(params):
+        def loss_of(params, rows, key):
+            inputs_BS, ids_BS = rows
             logits_BTQK = self.model.apply(
-                {"params": params},
-                inputs_BS,
-                deterministic=False,
-                rngs={"dropout": dropout_key},
+                {"params": params}, inputs_BS, deterministic=False, rngs={"dropout": key}
             )
             return self._score(logits_BTQK, ids_BS)
 
-        (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        gradients, metrics = optim.mean_gradients(
+            loss_of, state.params, (inputs_BS, ids_BS), dropout_key, self.num_microbatches
+        )
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = jnp.asarray(self.optimizer.rate(state.step), jnp.float32)
         return state.apply_gradients(gradients, self.optimizer.make()), metrics
@@ -89,11 +96,11 @@ class TokenLMTask:
         """Loss and accuracy, overall and by level, with the condition and without dropout."""
         del key
         ids_BS = batch["tokens"]
-        return self._score(self.model.apply({"params": state.params}, ids_BS), ids_BS)[1]
+        return self._score(self.model.apply({"params": state.averaged}, ids_BS), ids_BS)[1]
 
     def export(self, state: TrainState) -> tuple[TokenLMConfig, dict[str, Any]]:
         """The config and the variables that a bundle keeps."""
-        return self.config, {"params": state.params}
+        return self.config, {"params": state.averaged}
 
     def health(self) -> tuple[health.HealthCheck, ...]:
         """The loss must come below that of guessing, ln K."""

@@ -120,18 +120,16 @@ class W2vBertTask:
         self, state: TrainState, batch: Mapping[str, Any], key: jax.Array
     ) -> dict[str, jax.Array]:
         """The losses without dropout or Gumbel noise, on masks drawn from the key."""
-        variables = {"params": state.params, **state.model_state}
+        variables = {"params": state.averaged, **state.model_state}
         metrics, _ = self._losses(variables, state.step, batch, key, deterministic=True)
         return metrics
 
     def export(self, state: TrainState) -> tuple[W2vBertConfig, dict[str, Any]]:
         """What `features` needs: no heads, no quantizer, no block above the feature layer."""
-        num_blocks = max(1, self.config.feature_layer)
-        params = {
-            name: state.params[name] for name in ("encoder", "projection", "contrastive_half")
-        }
+        num_blocks, averaged = max(1, self.config.feature_layer), state.averaged
+        params = {name: averaged[name] for name in ("encoder", "projection", "contrastive_half")}
         params["mlm_half"] = jax.tree.map(
-            lambda stacked_L: stacked_L[:num_blocks], state.params["mlm_half"]
+            lambda stacked_L: stacked_L[:num_blocks], averaged["mlm_half"]
         )
         config = dataclasses.replace(self.config, mlm_blocks=num_blocks)
         return config, {"params": params, **state.model_state}
@@ -173,7 +171,7 @@ class W2vBertTask:
 
         # After Adam, which would undo a scaling of the gradients.
         slow = optax.masked(optax.scale(self.target_rate), makes_targets)
-        return optax.chain(self.optimizer.make(), slow)
+        return self.optimizer.make(slow)
 
     def _mask(self, key, waveform_BT):
         batch_size, num_samples = waveform_BT.shape

@@ -1,0 +1,83 @@
+"""Optimizers by hand, averages of weights, gradients in parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm.training import optim
+
+PARAMS = {"layer": {"kernel": jnp.arange(12.0).reshape(3, 4) / 7, "bias": jnp.ones(4)}}
+
+
+def descend(config, steps, params=PARAMS):
+    """Weights, and the optimizer's state, after each step on the squared norm."""
+    optimizer = config.make()
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(params, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        yield params, state
+
+
+def test_the_average_is_a_moving_one_of_the_weights():
+    config = optim.OptimizerConfig(learning_rate=0.1, warmup_steps=0, ema_decay=0.75)
+    expected = PARAMS["layer"]["kernel"]
+    steps = list(descend(config, 5))
+    for params, _ in steps:
+        expected = 0.75 * expected + 0.25 * params["layer"]["kernel"]
+    params, state = steps[-1]
+    average = optim.averaged(params, state)
+    np.testing.assert_allclose(average["layer"]["kernel"], expected, rtol=1e-5)
+    assert not np.allclose(expected, params["layer"]["kernel"])
+
+
+def test_without_an_average_the_weights_are_taken():
+    *_, (params, state) = descend(optim.OptimizerConfig(warmup_steps=0), 1)
+    assert optim.averaged(params, state) is params
+
+
+@pytest.mark.parametrize("algorithm", optim.ALGORITHMS)
+def test_it_descends(algorithm):
+    config = optim.OptimizerConfig(
+        algorithm=algorithm, learning_rate=0.05, warmup_steps=0, schedule="constant"
+    )
+    *_, (params, _) = descend(config, 100)
+    assert jnp.abs(params["layer"]["kernel"]).mean() < 0.3
+
+
+def test_adafactor_keeps_rows_and_columns_instead_of_a_matrix():
+    params = {"kernel": jnp.ones((256, 512))}
+    states = {
+        algorithm: jax.eval_shape(optim.OptimizerConfig(algorithm=algorithm).make().init, params)
+        for algorithm in optim.ALGORITHMS
+    }
+    sizes = {name: sum(x.size for x in jax.tree.leaves(s)) for name, s in states.items()}
+    assert sizes["adamw"] > 2 * 256 * 512
+    assert sizes["adafactor"] < 2 * (256 + 512)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+def test_gradients_in_parts_are_those_of_the_whole(num_microbatches):
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(8, 3)), "y": rng.normal(size=(8, 4))}
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def loss_of(params, rows, key):
+        layer = params["layer"]
+        gap = rows["x"] @ layer["kernel"] + layer["bias"] - rows["y"]
+        return jnp.mean(gap**2), {"mean": gap.mean()}
+
+    key = jax.random.key(0)
+    gradients, metrics = optim.mean_gradients(loss_of, PARAMS, batch, key, num_microbatches)
+    expected, whole = jax.grad(loss_of, has_aux=True)(PARAMS, batch, key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), gradients, expected)
+    np.testing.assert_allclose(metrics["mean"], whole["mean"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("algorithm", "sgd"), ("schedule", "linear"), ("ema_decay", 1.0)]
+)
+def test_bad_fields_are_named(field, value):
+    with pytest.raises(ValueError, match=f"OptimizerConfig.{field} is"):
+        optim.OptimizerConfig(**{field: value})
