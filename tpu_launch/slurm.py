@@ -31,7 +31,6 @@ failures=0
 while true; do
   : >"$codes"
   # SIGTERM reaches the whole task: its shell stays to note what becomes of the job.
-  # shellcheck disable=SC2016  # expanded in the task
   srun --kill-on-bad-exit=1 --container-image={image} \\
     --container-workdir={workdir} --container-mounts="$SLURM_SUBMIT_DIR"{mounts} \\
     bash -c 'trap : TERM; "${{@:2}}" || {{ code=$?; echo "$code" >>"$1"; exit "$code"; }}' \\
