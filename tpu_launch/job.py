@@ -2,7 +2,7 @@
 
 name: semantic-base
 model:
-  gin_files: [gin/train/base/semantic.gin]
+  gin_files: [gin/train/semantic.gin]
   gin_bindings: [NUM_STEPS = 200000]
 data: {TRAIN: gs://BUCKET/tokens/train, VALIDATION: gs://BUCKET/tokens/validation}
 workdir: gs://BUCKET/runs/semantic-base

@@ -1,4 +1,4 @@
-"""JobSet and Kueue on GKE: https://jobset.sigs.k8s.io. Needs JobSet 0.11 or newer.
+"""JobSet and Kueue on GKE: https://jobset.sigs.k8s.io. Needs JobSet 0.10 or newer.
 
 One Job a slice, one Pod a host. GKE tells the processes of their slice and their place in it; JAX
 reads that. When any Pod fails, its Job fails; the JobSet's rules then look at the exit code, which

@@ -22,7 +22,12 @@ export JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
 def _render(job: job_lib.Job) -> str:
     accelerator = job.cluster.slice
     gpus = accelerator.spec.kind == "gpu"
-    if job.cluster.slices > 1 and not gpus:
+    if not gpus and not accelerator.spec.runtime:
+        raise JobError(
+            f"cluster.accelerator = {job.cluster.accelerator!r} comes through GKE only: "
+            "choose another with --backend"
+        )
+    if not gpus and job.cluster.slices > 1:
         raise JobError(
             f"cluster.slices = {job.cluster.slices} is too many: SkyPilot starts one slice of "
             "TPUs, choose another with --backend"

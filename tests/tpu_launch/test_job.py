@@ -46,8 +46,9 @@ def test_places_become_gin_strings_and_bindings_come_last(tmp_path):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_load(path):
-    assert job_lib.load(path).name.startswith("semantic")
+def test_examples_load_and_name_gin_files_that_are_there(path):
+    for file in job_lib.load(path).model.gin_files:
+        assert (path.parents[2] / file).is_file()
 
 
 @pytest.mark.parametrize(

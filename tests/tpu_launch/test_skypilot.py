@@ -56,6 +56,8 @@ def test_one_slice_of_tpus(make_job):
     assert "JAX_" not in task["run"]  # JAX asks the TPU VM itself
     with pytest.raises(JobError, match=r"cluster\.slices = 2"):
         skypilot.BACKEND(make_job("v5e-16", slices=2))
+    with pytest.raises(JobError, match="GKE only"):
+        skypilot.BACKEND(make_job("tpu7x-128", slices=1))
 
 
 @pytest.mark.parametrize(
