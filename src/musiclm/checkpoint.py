@@ -391,12 +391,3 @@ def _set_aside(folder: pathlib.Path) -> None:
         [f"damaged-{folder.name}"], (f"damaged-{folder.name}-{n}" for n in itertools.count(2))
     )
     folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
-
-
-def abstract(tree: Any, sharding: Any) -> Any:
-    """Shape structs with shardings, of a tree of shape structs or arrays."""
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        tree,
-        sharding,
-    )
