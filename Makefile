@@ -63,7 +63,7 @@ PY = .venv/bin/python -m
 # XLA asks for its buffers anew at every step: handing them back to the kernel in between, in small
 # pages, costs a quarter of the time on a CPU.
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736
-TRAIN = $(KEEP_MEMORY) $(PY) musiclm.bin.train
+TRAIN = $(KEEP_MEMORY) .venv/bin/musiclm train
 FIT = $(PY) musiclm.bin.fit
 bind = --gin_bindings='$(1)="$(2)"'
 

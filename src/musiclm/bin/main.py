@@ -4,7 +4,7 @@ Nothing at the top of this module, nor of the subcommands' modules, imports JAX:
 mistyped argument answer at once.
 
 Exit codes: 0 done, 1 a fault of the program (with a traceback), 2 something that the person can
-mend (one line on stderr), 130 interrupted.
+mend (one line on stderr), 130 interrupted; `train` has more, see train.py.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import musiclm
 from musiclm import errors
-from musiclm.bin import data, describe, generate, pack, tokenize
+from musiclm.bin import data, describe, generate, pack, tokenize, train
 
 _EPILOG = """\
 examples:
@@ -34,6 +34,7 @@ _COMMANDS = {
     "data": data,
     "tokenize": tokenize,
     "pack": pack,
+    "train": train,
 }
 
 

@@ -1,39 +1,72 @@
-"""Trains one model, as its gin file says; start it again to resume.
+"""Trains one model, as its gin file says; started again it goes on from the newest checkpoint.
 
-python -m musiclm.bin.train --gin_file=gin/train/soundstream_mini.gin --gin_bindings='RUN="runs/x"'
+Exit codes: 0 done, 42 asked to stop (SIGTERM) and saved, 43 stood still, 44 stopped by a health
+gate, 78 a configuration, data set or checkpoint that can't be used.
 """
 
+import argparse
 import sys
 
-from absl import app, flags, logging
+from musiclm import errors, exit_codes
+from musiclm.bin import compilation_cache, configuration
 
-from musiclm import errors
-from musiclm.bin import compilation_cache
+HELP = "train a model, as its gin file says"
+EPILOG = """\
+examples:
+  musiclm train --gin_file gin/train/mini/coarse.gin --gin_bindings 'TRAIN="tokens/train/6ed7"' …
+  musiclm train --check --gin_file gin/train/semantic.gin …    # reads everything, trains nothing
+  musiclm train --distributed --gin_file …                     # as one process of several
 
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "what to train, and how", required=True)
-_GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "overrides of the gin file")
+The top of a gin file tells which macros must be set. Processes of a job find one another by
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by what SLURM, GKE or Cloud TPU
+tell; `python -m tpu_launch` starts them.
+"""
 
 
-def main(argv: list[str]) -> None:
-    """Parses the configuration and hands over to the loop."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: give --gin_file=FILE")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
-    compilation_cache.enable()
-    import gin
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `musiclm train`."""
+    parser.add_argument(
+        "--gin_file", action="append", required=True, help="what to train, and how; may be repeated"
+    )
+    parser.add_argument(
+        "--gin_bindings", action="append", default=[], help="override the file; may be repeated"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check configuration, data and checkpoint, then stop"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of the job"
+    )
 
-    from musiclm.training import health, loop
 
-    gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN_BINDINGS.value)
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
     try:
-        gin.get_configurable(loop.train)()
-    except health.HealthError as error:
-        sys.exit(f"musiclm.bin.train: stopped at {error}")
+        return _train(args)
     except errors.UserError as error:
-        # Its first line: gin appends where in the configuration it happened.
-        print(f"musiclm.bin.train: error: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+        print(f"musiclm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return exit_codes.CONFIGURATION
 
 
-if __name__ == "__main__":
-    app.run(main)
+def _train(args: argparse.Namespace) -> int:
+    compilation_cache.enable()
+    from absl import logging
+
+    from musiclm import processes
+    from musiclm.training import health, interruption, loop
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
+    configuration.parse(args.gin_file, args.gin_bindings)
+    if args.distributed:
+        processes.join()
+    try:
+        loop.train(**configuration.resolve(loop.train), check_only=args.check)
+    except interruption.Preempted as stop:
+        print(f"musiclm: {stop}: start again to go on", file=sys.stderr)
+        return exit_codes.PREEMPTED
+    except health.HealthError as error:
+        print(f"musiclm: stopped at {error}", file=sys.stderr)
+        return exit_codes.UNHEALTHY
+    if args.check:
+        print("musiclm: configuration, data and checkpoints are in order")
+    return exit_codes.DONE

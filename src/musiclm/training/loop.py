@@ -3,7 +3,6 @@
 import concurrent.futures
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,23 +10,13 @@ import jax
 import numpy as np
 import tqdm
 
-from musiclm import bundle, checkpoint, metrics, sharding
-from musiclm.training import health, program
+from musiclm import bundle, checkpoint, errors, metrics, processes, sharding
+from musiclm.training import health, interruption, meter, profiling, program
 
 Batch = Mapping[str, np.ndarray]
 # dataset(seed=, batch_size=, start_step=, host=, num_hosts=): a host's rows of each global batch,
 # which is a function of (seed, step) alone.
 Dataset = Callable[..., Iterator[Batch]]
-
-
-def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Makes the next batch on a thread while this one is trained on."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as worker:
-        ahead = worker.submit(next, batches)
-        while True:
-            batch = ahead.result()
-            ahead = worker.submit(next, batches)
-            yield batch
 
 
 def train(
@@ -41,93 +30,193 @@ def train(
     eval_dataset: Dataset | None = None,
     num_eval_batches: int = 4,
     seed: int = 0,
+    data: str = "",
     mesh: sharding.MeshConfig | None = None,
+    rules: sharding.Rules = sharding.RULES,
     log_every: int = 20,
     eval_every: int = 500,
     checkpoint_every: int = 500,
     keep_checkpoints: int = 2,
+    stall_seconds: float = 600.0,
+    ready_seconds: float = 1_800.0,
+    profile_steps: tuple[int, int] | None = None,
+    check_only: bool = False,
 ) -> Any:
-    """Trains a task, from the newest checkpoint in `workdir` if there is one.
+    """Trains a task, from the newest whole checkpoint in `workdir` if there is one.
+
+    Every process of a job calls this with the same arguments.
 
     Args:
       task: the model.
       dataset: of training batches; see `Dataset`.
-      workdir: holds the checkpoints and the curves.
+      workdir: holds the checkpoints, the curves and the profiles.
       component: where the finished model goes, as a bundle's component without its suffix.
       num_steps: updates in all.
       batch_size: rows a global batch.
       eval_dataset: of batches that are not trained on.
       num_eval_batches: how many of them an evaluation averages over.
       seed: of the weights, the batches and the steps' random numbers.
+      data: a digest of what is trained on; a run does not go on with other data or another seed.
       mesh: how devices are laid out; all on the data axis by default.
+      rules: where parameters lie, see `sharding.RULES`.
       log_every, eval_every, checkpoint_every: in steps.
       keep_checkpoints: how many of the newest stay.
+      stall_seconds: how long a step, an evaluation or a save may take before the process ends
+        itself.
+      ready_seconds: how long the processes wait for one another to have compiled.
+      profile_steps: the first step to trace and the one after the last.
+      check_only: returns once everything is found in order, before anything is compiled.
 
-    The curves have `steps_per_second` and `data_wait_ms`, the time a step that this host waited
-    for its batch.
+    The curves tell where time goes as well: see `meter.Meter.rates`.
 
     Returns:
-      The final state.
+      The final state; with `check_only` its shapes.
 
     Raises:
+      UserError: the mesh, the batch, the data or the checkpoint don't fit.
+      interruption.Preempted: SIGTERM came; the state is saved.
       health.HealthError: a figure left its bounds. The newest checkpoint is from before.
     """
     workdir = pathlib.Path(workdir)
     devices = (mesh or sharding.MeshConfig()).make()
-    compiled = program.build(task, devices, batch_size=batch_size, seed=seed)
+    built = program.build(task, devices, batch_size=batch_size, seed=seed, rules=rules)
     stream = {
         "seed": seed,
         "batch_size": batch_size,
         "host": jax.process_index(),
         "num_hosts": jax.process_count(),
     }
+    for source in filter(None, (dataset, eval_dataset)):
+        check_batch(next(source(start_step=0, **stream)), built.batch)
     monitor = health.HealthMonitor(task.health())
+    origin = {"seed": seed, "data": data}
+    # Hosts check their part of the data, and compile, for minutes more or less than others; a
+    # collective does not wait that long.
+    processes.barrier("data", ready_seconds)
 
     with (
         jax.sharding.set_mesh(devices),
-        checkpoint.Checkpointer(workdir / "checkpoints", keep_checkpoints) as checkpoints,
-        metrics.MetricWriter(workdir) as writer,
+        checkpoint.Checkpointer(workdir / "checkpoints", keep=keep_checkpoints) as checkpoints,
     ):
-        if checkpoints.latest_step is None:
-            state = compiled.init()
-        else:
-            state = checkpoints.restore(compiled.state)
-        start = int(state.step)
+        state = None
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(built.state)
+            check_origin(checkpoints.facts, origin, workdir)
+        if check_only:
+            return built.state
+        run_step = built.step.lower(built.state, built.batch).compile()
+        evaluate = built.evaluate.lower(built.state, built.batch).compile()
+        initialize = built.init.lower().compile()
+        processes.barrier("compiled", ready_seconds)
+        if state is None:
+            state = initialize()
+        start, facts = int(state.step), checkpoints.facts or {}
+        measured = meter.Meter(
+            built.batch,
+            started=facts.get("started"),
+            productive_seconds=facts.get("productive_seconds", 0.0),
+        )
+
+        def save(count: int) -> None:
+            with measured.measure("checkpoint"):
+                checkpoints.save(count, state, facts=origin | measured.facts())
+
+        def evaluation() -> dict[str, float]:
+            held_out = eval_dataset(start_step=0, **stream)
+            results = []
+            for _ in range(num_eval_batches):
+                results.append(evaluate(state, sharding.to_devices(next(held_out), devices)))
+                watchdog.beat()
+            return average(results, prefix="eval/")
+
         batches = prefetch(dataset(start_step=start, **stream))
         progress = tqdm.tqdm(
-            range(start, num_steps), initial=start, total=num_steps, desc=workdir.name, unit="step"
+            range(start, num_steps),
+            initial=start,
+            total=num_steps,
+            desc=workdir.name,
+            unit="step",
+            disable=not processes.is_first(),
         )
-        clock, waited = time.perf_counter(), 0.0
-        for done in progress:
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            state, scalars = compiled.step(state, sharding.to_devices(batch, devices))
-            count = done + 1
-            if count % log_every == 0 or count == num_steps:
-                scalars = {name: float(value) for name, value in scalars.items()}
-                monitor.observe(count, scalars)
-                elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-                steps_logged = (count - start) % log_every or log_every
-                rates = {
-                    "steps_per_second": steps_logged / elapsed,
-                    "data_wait_ms": 1_000 * waited / steps_logged,
-                }
-                waited = 0.0
-                writer.write(count, scalars | rates)
-                progress.set_postfix(loss=f"{scalars['loss']:.4g}")
-            if eval_dataset and (count % eval_every == 0 or count == num_steps):
-                held_out = eval_dataset(start_step=0, **stream)
-                results = [
-                    compiled.evaluate(state, sharding.to_devices(next(held_out), devices))
-                    for _ in range(num_eval_batches)
-                ]
-                writer.write(count, average(results, prefix="eval/"))
-            if count % checkpoint_every == 0 or count == num_steps:
-                checkpoints.save(count, state)
-    config, variables = jax.device_get(task.export(state))
-    bundle.save_component(*os.path.split(component), bundle.Component(config, variables))
+        logged, scalars = start, None
+        with (
+            metrics.MetricWriter(workdir) as writer,
+            interruption.StopRequest() as stop,
+            interruption.Watchdog(stall_seconds) as watchdog,
+            profiling.Profiler(workdir / "profile", profile_steps) as profiler,
+        ):
+            for done in progress:
+                count = done + 1
+                profiler.before(done)
+                with measured.measure("data_wait"):
+                    batch = sharding.to_devices(next(batches), devices)
+                with measured.measure("step"):
+                    before = scalars
+                    state, scalars = run_step(state, batch)
+                    # One step ahead of the devices and no more: what is measured is theirs, and
+                    # who must stop has little to wait for.
+                    jax.block_until_ready(before)
+                watchdog.beat()
+                if count % log_every == 0 or count == num_steps:
+                    with measured.measure("step"):
+                        values = {name: float(value) for name, value in scalars.items()}
+                    monitor.observe(count, values)
+                    writer.write(count, values | measured.rates(count - logged))
+                    progress.set_postfix(loss=f"{values['loss']:.4g}")
+                    logged = count
+                if eval_dataset and (count % eval_every == 0 or count == num_steps):
+                    writer.write(count, evaluation())
+                stopping = stop.reached(count)
+                if stopping or count % checkpoint_every == 0 or count == num_steps:
+                    save(count)
+                    watchdog.beat()
+                if stopping and count < num_steps:
+                    raise interruption.Preempted(f"saved at step {count} of {num_steps}")
+        export(task, state, devices, component)
     return state
+
+
+def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Makes the next batch on a thread while this one is trained on."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as worker:
+        ahead = worker.submit(next, batches)
+        while True:
+            batch = ahead.result()
+            ahead = worker.submit(next, batches)
+            yield batch
+
+
+def check_batch(batch: Batch, spec: program.BatchSpec) -> None:
+    """Holds a host's batch to what the task expects.
+
+    Raises:
+      UserError: arrays lack, or have other shapes or types.
+    """
+    hosts = jax.process_count()
+    for name, array in spec.items():
+        expected = (array.shape[0] // hosts, *array.shape[1:]), array.dtype
+        found = (batch[name].shape, batch[name].dtype) if name in batch else (None, None)
+        if found != expected:
+            raise errors.UserError(
+                f"batch[{name!r}] has the shape {found[0]} and type {found[1]}, and the task takes "
+                f"{expected[0]} of {expected[1]} a host: make the dataset's sizes those of the task"
+            )
+
+
+def check_origin(
+    facts: Mapping[str, Any], origin: Mapping[str, Any], workdir: pathlib.Path
+) -> None:
+    """Sees that a checkpoint is of this run: what follows would be no run of either.
+
+    Raises:
+      UserError: it was made with another seed or other data.
+    """
+    for name, value in origin.items():
+        if facts.get(name) != value:
+            raise errors.UserError(
+                f"{workdir} has checkpoints of a run whose {name} is {facts.get(name)!r}, and this "
+                f"run's is {value!r}: give another workdir, or the {name} it was started with"
+            )
 
 
 def average(results: Sequence[Mapping[str, jax.Array]], prefix: str = "") -> dict[str, float]:
@@ -136,3 +225,21 @@ def average(results: Sequence[Mapping[str, jax.Array]], prefix: str = "") -> dic
         prefix + name: float(np.mean([jax.device_get(result[name]) for result in results]))
         for name in results[0]
     }
+
+
+def export(
+    task: program.Task, state: Any, mesh: jax.sharding.Mesh, component: str | os.PathLike
+) -> None:
+    """Writes the finished model as a bundle's component, from the first process."""
+    config = None
+
+    def variables(state):
+        nonlocal config
+        config, tree = task.export(state)
+        return tree
+
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    gathered = jax.jit(variables, out_shardings=whole)(state)
+    if processes.is_first():
+        folder, name = os.path.split(component)
+        bundle.save_component(folder, name, bundle.Component(config, jax.device_get(gathered)))

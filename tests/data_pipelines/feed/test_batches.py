@@ -316,7 +316,7 @@ def test_training_ends_in_one_line_where_tokens_are_unfit(tmp_path, whose, told)
     values = {"TRAIN": folder, "VALIDATION": folder, "TOKENIZERS": tokenizers}
     values |= {"WORKDIR": tmp_path, "COMPONENT": "c"}
     done = subprocess.run(
-        [sys.executable, "-m", "musiclm.bin.train", "--gin_file=gin/train/mini/coarse.gin"]
+        [sys.executable, "-m", "musiclm.bin.main", "train", "--gin_file=gin/train/mini/coarse.gin"]
         + [f"--gin_bindings={name}='{value}'" for name, value in values.items()],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -327,5 +327,5 @@ def test_training_ends_in_one_line_where_tokens_are_unfit(tmp_path, whose, told)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("musiclm.bin.train: error: ")
+    assert last.startswith("musiclm: error: ")
     assert told in last

@@ -1,0 +1,156 @@
+"""The gin files of a run, held to more than gin asks: macros that are used, values of their types.
+
+Only modules of `musiclm.bin` know gin.
+"""
+
+import contextlib
+import difflib
+import inspect
+import logging
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from musiclm import errors
+
+_PLAIN = (bool, int, float, str)
+# What gin and the constructors of configs raise for mistakes in a file.
+_MISTAKES = (ValueError, TypeError, AttributeError, ImportError, SyntaxError, OSError)
+
+
+def parse(gin_files: Sequence[str], gin_bindings: Sequence[str] = ()) -> None:
+    """Reads files and then bindings, which override them; what gin knew before is forgotten.
+
+    Raises:
+      UserError: a file or binding can't be read, a macro is set that nothing uses or used and not
+        set, or a plain value is not of its parameter's type.
+    """
+    import gin
+
+    gin.clear_config()
+    for path in map(pathlib.Path, gin_files):
+        if not path.is_file():
+            raise errors.UserError(f"there is no gin file {str(path)!r}: check the path")
+        # Includes are written from the root of the repository: find them from anywhere.
+        for parent in path.resolve().parents:
+            if parent.name == "gin":
+                gin.add_config_file_search_path(str(parent.parent))
+                break
+    with mistakes_told():
+        gin.parse_config_files_and_bindings(list(gin_files), list(gin_bindings))
+    _check_macros()
+    _check_types()
+
+
+def resolve(function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments that the configuration binds for a function, with all that they refer to made.
+
+    Raises:
+      UserError: one of them can't be made, or one is missing.
+    """
+    import gin
+
+    with mistakes_told():
+        arguments = gin.get_bindings(function)
+        inspect.signature(function).bind(**arguments)
+    return arguments
+
+
+@contextlib.contextmanager
+def mistakes_told() -> Iterator[None]:
+    """Turns what gin and configs raise into one line."""
+    logging.disable(logging.ERROR)  # gin logs what it raises
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except _MISTAKES as error:
+        # Its first line: gin appends where in the configuration it happened.
+        told = str(error).strip().splitlines()[0]
+        if lacking := re.search(r"'(\w+)/gin\.macro'", told):
+            raise errors.UserError(
+                f"the macro {lacking[1]} is used, and not set: add --gin_bindings '{lacking[1]}=…'"
+            ) from error
+        raise errors.UserError(f"{told}: mend the gin file or the bindings") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _key(reference: Any) -> tuple[str, str]:
+    """The scope and the selector of a gin reference; a macro's scope is its name."""
+    return reference.config_key
+
+
+def _macros() -> dict[str, Any]:
+    """The macros that are set, with their values."""
+    from gin import config
+
+    return {
+        scope: arguments["value"]
+        for (scope, selector), arguments in config._CONFIG.items()
+        if selector == "gin.macro"
+    }
+
+
+def _check_macros() -> None:
+    from gin import config
+
+    used = {
+        scope
+        for scope, selector in map(_key, config.iterate_references(config._CONFIG))
+        if selector == "gin.macro"
+    }
+    macros = set(_macros())
+    if strangers := sorted(macros - used):
+        name = strangers[0]
+        near = difflib.get_close_matches(name, used - macros or used, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"those used are {', '.join(sorted(used))}"
+        raise errors.UserError(f"the macro {name} is set, and nothing uses it: {hint}")
+
+
+def _check_types() -> None:
+    from gin import config
+
+    macros = _macros()
+    for (scope, selector), arguments in config._CONFIG.items():
+        if selector == "gin.macro":
+            continue
+        function = config._REGISTRY[selector].wrapped
+        hints = _hints(function)
+        for name, value in arguments.items():
+            if isinstance(value, config.ConfigurableReference):
+                value = macros.get(_key(value)[0], value)
+            if name in hints and not _fits(value, hints[name]):
+                where = f"{scope}/{selector}" if scope else selector
+                raise errors.UserError(f"{where}.{name} is {value!r}: give {_told(hints[name])}")
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # annotations that only a type checker can resolve
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may stand for a hint; of what is not plain on either side, True."""
+    if not (value is None or type(value) in _PLAIN):
+        return True
+    options = _options(hint)
+    if not all(option is type(None) or option in _PLAIN for option in options):
+        return True
+    return type(value) in options or (type(value) is int and float in options)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _told(hint: Any) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    return " or ".join(names.get(option, "None") for option in _options(hint))

@@ -1,0 +1,64 @@
+"""The processes of a job on many hosts: joining them, and waiting for one another.
+
+Waiting has a bound everywhere: a process that is gone must end the job, not hold it.
+"""
+
+import os
+
+import jax
+from jax._src import distributed  # JAX has no public barrier that does without the devices
+
+from musiclm import errors
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def join(*, timeout_seconds: int = 300) -> None:
+    """Joins the job's other processes; before anything else touches JAX's devices.
+
+    Who they are comes from the environment (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
+    JAX_PROCESS_ID) or, without it, from the cluster: SLURM, GKE, Cloud TPU.
+
+    Args:
+      timeout_seconds: how long to wait for all of them.
+
+    Raises:
+      UserError: some of the variables are set, but not all, or not to numbers.
+    """
+    given = [name for name in _VARIABLES if name in os.environ]
+    if not given:
+        jax.distributed.initialize(initialization_timeout=timeout_seconds)
+        return
+    try:
+        address, count, index = (os.environ[name] for name in _VARIABLES)
+        count, index = int(count), int(index)
+    except (KeyError, ValueError) as error:
+        raise errors.UserError(
+            f"{', '.join(given)} are set, and {error}: set {', '.join(_VARIABLES)}, or none"
+        ) from None
+    jax.distributed.initialize(
+        address, count, index, initialization_timeout=timeout_seconds, heartbeat_timeout_seconds=30
+    )
+
+
+def barrier(name: str, timeout_seconds: float) -> None:
+    """Waits until every process of the job is here.
+
+    It goes through the coordination service and needs no collective: those of the CPU give up
+    after half a minute, which a process that still compiles can take.
+
+    Args:
+      name: of the place in the program, once a run.
+      timeout_seconds: after which it fails.
+
+    Raises:
+      RuntimeError: not all came in time.
+    """
+    client = distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier(name, timeout_in_ms=int(1_000 * timeout_seconds))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what a job writes once."""
+    return jax.process_index() == 0
