@@ -1,0 +1,100 @@
+"""Real processes that train together on this machine, and what they wrote."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclasses.dataclass
+class Job:
+    """Processes of one job, started together."""
+
+    processes: list[subprocess.Popen]
+    workdir: pathlib.Path
+
+    def wait(self, timeout=150) -> list[int]:
+        """The exit codes of all."""
+        deadline = time.monotonic() + timeout
+        return [p.wait(max(1, deadline - time.monotonic())) for p in self.processes]
+
+    def losses(self) -> dict[int, float]:
+        """By step; of a step that was taken twice, the later."""
+        return {line["step"]: line["loss"] for line in self.lines() if "loss" in line}
+
+    def lines(self) -> list[dict]:
+        path = self.workdir / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def wait_for_step(self, step, timeout=120) -> None:
+        """Returns once the curves have come to a step."""
+        deadline = time.monotonic() + timeout
+        while not (
+            (self.workdir / "metrics.jsonl").exists() and max(self.losses(), default=0) >= step
+        ):
+            ended = [p.returncode for p in self.processes if p.poll() is not None]
+            assert not ended, f"ended early with {ended}:\n{self.stderr(0)}"
+            assert time.monotonic() < deadline, self.stderr(0)
+            time.sleep(0.05)
+
+    def stderr(self, index) -> str:
+        return (self.workdir.parent / f"{self.workdir.name}.{index}.stderr").read_text()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait(10)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(workdir, processes, devices, **macros): a `Job`; none outlives the test."""
+    jobs = []
+
+    def start(name, processes=2, devices=2, bindings=(), **macros):
+        workdir = tmp_path / name
+        port = free_port()
+        macros = {"WORKDIR": str(workdir)} | macros
+        command = [sys.executable, "-m", "musiclm.bin.main", "train", "--distributed"]
+        command += [f"--gin_file={HERE / 'tiny_job.gin'}"]
+        command += [f"--gin_bindings={name}={value!r}" for name, value in macros.items()]
+        command += [f"--gin_bindings={binding}" for binding in bindings]
+        started = []
+        for index in range(processes):
+            environment = os.environ | {
+                "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)]),
+                "JAX_PLATFORMS": "cpu",
+                "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+                "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+            }
+            with (tmp_path / f"{name}.{index}.stderr").open("a") as stderr:
+                started.append(
+                    subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=stderr)
+                )
+        jobs.append(Job(started, workdir))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()

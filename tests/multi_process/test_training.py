@@ -1,0 +1,129 @@
+"""A job of several processes trains as one does, and comes back from what happens to it."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from musiclm import bundle, exit_codes
+
+pytestmark = pytest.mark.slow
+
+
+def exported(tmp_path):
+    return bundle.load_component(tmp_path / "out", "perceptron").variables["params"]
+
+
+def test_two_processes_equal_one(start, tmp_path):
+    """The same batches and losses, though rows and kernels lie elsewhere."""
+    one = start("one", processes=1, devices=1, FSDP=1)
+    assert one.wait() == [exit_codes.DONE]
+    expected = exported(tmp_path)
+    two = start("two")
+    assert two.wait() == [exit_codes.DONE] * 2
+    assert one.losses().keys() == two.losses().keys() == set(range(1, 61))
+    np.testing.assert_allclose(
+        list(two.losses().values()), list(one.losses().values()), rtol=1e-5, atol=1e-6
+    )
+    for name, layer in exported(tmp_path).items():
+        np.testing.assert_allclose(layer["kernel"], expected[name]["kernel"], atol=2e-3)
+    last = [line for line in two.lines() if "loss" in line][-1]
+    assert 0 < last["goodput"] < 1
+    assert last["step_ms"] > 0
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_losses(start):
+    """On its layout bit for bit, on another to 1e-5; only steps after the last save are lost."""
+    whole = start("whole")
+    assert whole.wait() == [exit_codes.DONE] * 2
+    expected = whole.losses()
+    for step in (12, 30):  # in the middle, and as a save begins
+        job = start("killed", PACE=0.05)
+        job.wait_for_step(step)
+        job.processes[step % 2].kill()
+        time.sleep(0.5)
+        job.kill()
+    before = len(job.lines())
+    job = start("killed", PACE=0.0)
+    assert job.wait() == [exit_codes.DONE] * 2
+    resumed = [line["step"] for line in job.lines()[before:] if "loss" in line]
+    assert resumed[0] > 20  # from the save at 20 at the oldest
+    assert job.losses() == expected
+
+    job = start("moved", PACE=0.05)
+    job.wait_for_step(25)
+    job.kill()
+    job = start("moved", processes=1, devices=4, FSDP=4)
+    assert job.wait() == [exit_codes.DONE]
+    np.testing.assert_allclose(
+        list(job.losses().values()), list(expected.values()), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_asked_to_stop_all_save_at_one_step(start):
+    job = start("asked", PACE=0.1)
+    job.wait_for_step(5)
+    asked = time.monotonic()
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.wait(30) == [exit_codes.PREEMPTED] * 2
+    assert time.monotonic() - asked < 30
+    last = max(job.losses())
+    assert f"saved at step {last} of 60" in job.stderr(0)
+    assert f"saved at step {last} of 60" in job.stderr(1)
+    before = len(job.lines())
+    job = start("asked")
+    assert job.wait() == [exit_codes.DONE] * 2
+    assert job.lines()[before]["step"] == last + 1
+
+
+def test_one_process_alone_saves_when_asked_to(start):
+    job = start("alone", processes=1, PACE=0.1)
+    job.wait_for_step(5)
+    job.processes[0].send_signal(signal.SIGTERM)
+    assert job.wait(30) == [exit_codes.PREEMPTED]
+    assert f"saved at step {max(job.losses())} of 60" in job.stderr(0)
+
+
+def test_a_frozen_process_ends_the_job(start):
+    """The watchdog of the other tells where it stood."""
+    job = start("frozen", PACE=0.1, bindings=["loop.train.stall_seconds=5.0"])
+    job.wait_for_step(5)
+    job.processes[1].send_signal(signal.SIGSTOP)
+    assert job.processes[0].wait(60) == exit_codes.STALLED
+    told = job.stderr(0)
+    assert "loop.train.stall_seconds is 5" in told
+    assert "loop.py" in told
+    job.kill()
+
+
+@pytest.mark.parametrize(
+    ("bindings", "told"),
+    [
+        (["FSDP=3"], "does not divide"),
+        (["loop.train.batch_size=15"], "batch_size is 15"),
+        (["tiny_job.Perceptron.dim=8"], "shape"),
+        (["FSPD=2"], "did you mean FSDP?"),
+        (["loop.train.num_steps='many'"], "num_steps is 'many': give a whole number"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_told_in_one_line(start, bindings, told):
+    job = start("wrong", processes=1, bindings=bindings)
+    assert job.wait() == [exit_codes.CONFIGURATION]
+    last = job.stderr(0).splitlines()[-1]
+    assert last.startswith("musiclm: error: ")
+    assert told in last
+    assert "Traceback" not in job.stderr(0)
+
+
+def test_anothers_checkpoint_is_refused_before_anything_is_compiled(start):
+    job = start("mine", processes=1, bindings=["loop.train.num_steps=2"])
+    assert job.wait() == [exit_codes.DONE]
+    for bindings, told in (
+        (["tiny_job.Perceptron.dim=8", "tiny_job.rows.dim=8"], "kernel"),
+        (["loop.train.seed=1"], "seed is 0"),
+        (["loop.train.data='other'"], "data is ''"),
+    ):
+        job = start("mine", processes=1, bindings=bindings)
+        assert job.wait() == [exit_codes.CONFIGURATION]
+        assert told in job.stderr(0).splitlines()[-1]
