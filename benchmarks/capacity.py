@@ -53,16 +53,26 @@ def storage(figures: Figures, hours: float, num_shards: int) -> dict[str, str]:
     return rows
 
 
-def work(figures: Figures, hours: float) -> dict[str, str]:
+def work(figures: Figures, options: argparse.Namespace) -> dict[str, str]:
     """Hours of cores and devices to decode and tokenize once."""
+    hours = options.hours
     names = {
         "decode and resample": ("decode_flac_to_24k", "core-hours"),
         "tokenize, with the bundle and on the device of the benchmark": ("tokenize", "hours"),
     }
-    return {
+    rows = {
         label: _or_not(figures.get(name), lambda x, unit=unit: f"{hours / x:,.0f} {unit}")
         for label, (name, unit) in names.items()
     }
+    flops_an_hour = options.chip_tflops * 1e12 * options.utilisation * 3600
+    rows[
+        f"tokenize in the papers' sizes, at {options.utilisation:.0%} of {options.chip_tflops:g} "
+        "TFLOP/s (operations counted, their speed assumed)"
+    ] = _or_not(
+        figures.get("tokenize_base"),
+        lambda x: f"{hours * x / flops_an_hour:,.0f} accelerator-hours",
+    )
+    return rows
 
 
 def feeding(figures: Figures, options: argparse.Namespace) -> dict[str, str]:
@@ -107,7 +117,7 @@ def main() -> None:
     figures = read(options.figures)
     table = {
         **storage(figures, options.hours, options.shards),
-        **work(figures, options.hours),
+        **work(figures, options),
         **feeding(figures, options),
     }
     print(f"| {options.hours:,.0f} h, {options.chips} chips | |\n| --- | --- |")
