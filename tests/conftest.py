@@ -1,10 +1,14 @@
 """Fixtures that several folders of tests share."""
 
 import functools
+import os
 import pathlib
 
 import hypothesis
 import pytest
+
+# libtpu is here to compile for TPUs, and JAX would look for one with it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # A first example compiles; how long that takes says nothing about what is tested.
 hypothesis.settings.register_profile("no_deadline", deadline=None)

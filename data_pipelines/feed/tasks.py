@@ -5,11 +5,14 @@ seqio.get_mixture_or_task("gm_semantic").get_dataset(seed=0)
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
 
+from data_pipelines import shards
 from data_pipelines.feed.examples import AudioExamples, Examples, TokenExamples
 from data_pipelines.feed.source import RowMixture, RowSource
 from musiclm.tokens.layout import StageLayout
@@ -30,6 +33,19 @@ class Corpus:
     name: str
     splits: Mapping[str, str]
     weight: float = 1.0
+
+
+def digest(corpora: Sequence[Corpus]) -> str:
+    """Names what is trained on: the corpora's weights and the content of their training shards.
+
+    Raises:
+      shards.ShardError: a corpus has no such data set.
+    """
+    parts = [
+        (corpus.name, corpus.weight, shards.dumps(shards.load(corpus.splits["train"])))
+        for corpus in corpora
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def register_tokens(

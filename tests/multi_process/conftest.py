@@ -63,38 +63,61 @@ class Job:
             process.wait(10)
 
 
-@pytest.fixture
-def start(tmp_path):
-    """start(workdir, processes, devices, **macros): a `Job`; none outlives the test."""
-    jobs = []
+class Starter:
+    """Starts jobs of tiny_job.gin; none outlives the test."""
 
-    def start(name, processes=2, devices=2, bindings=(), **macros):
-        workdir = tmp_path / name
-        port = free_port()
-        macros = {"WORKDIR": str(workdir)} | macros
-        command = [sys.executable, "-m", "musiclm.bin.main", "train", "--distributed"]
-        command += [f"--gin_file={HERE / 'tiny_job.gin'}"]
-        command += [f"--gin_bindings={name}={value!r}" for name, value in macros.items()]
-        command += [f"--gin_bindings={binding}" for binding in bindings]
+    def __init__(self, folder: pathlib.Path):
+        self._folder, self._jobs = folder, []
+
+    def __call__(self, name, processes=2, devices=2, bindings=(), **macros) -> Job:
+        """Some processes, each its own child of the test."""
+        address = f"127.0.0.1:{free_port()}"
         started = []
         for index in range(processes):
-            environment = os.environ | {
-                "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)]),
+            environment = {
                 "JAX_PLATFORMS": "cpu",
                 "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
-                "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
             }
-            with (tmp_path / f"{name}.{index}.stderr").open("a") as stderr:
-                started.append(
-                    subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=stderr)
-                )
-        jobs.append(Job(started, workdir))
-        return jobs[-1]
+            command = self._command(name, bindings, macros)
+            started.append(self._popen(command, f"{name}.{index}.stderr", environment))
+        return self._keep(started, name)
 
-    yield start
-    for job in jobs:
-        job.kill()
+    def launch(self, name, processes=2, devices=2, bindings=(), **macros) -> Job:
+        """The same under the launcher's supervisor, which is the job's only process here."""
+        command = [sys.executable, "-m", "tpu_launch", "supervise", f"--processes={processes}"]
+        command += [f"--devices={devices}", "--retries=3", f"--logs={self._folder / 'logs'}"]
+        command += ["--grace-seconds=5", "--", *self._command(name, bindings, macros)]
+        return self._keep([self._popen(command, f"{name}.0.stderr", {})], name)
+
+    def stop(self) -> None:
+        for job in self._jobs:
+            job.kill()
+
+    def _keep(self, started, name) -> Job:
+        self._jobs.append(Job(started, self._folder / name))
+        return self._jobs[-1]
+
+    def _command(self, name, bindings, macros) -> list[str]:
+        macros = {"WORKDIR": str(self._folder / name)} | macros
+        command = [sys.executable, "-m", "musiclm.bin.main", "train", "--distributed"]
+        command += [f"--gin_file={HERE / 'tiny_job.gin'}"]
+        command += [f"--gin_bindings={name}={value!r}" for name, value in macros.items()]
+        return command + [f"--gin_bindings={binding}" for binding in bindings]
+
+    def _popen(self, command, stderr, environment) -> subprocess.Popen:
+        environment = os.environ | environment
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, sys.path)])
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(self._folder / "cache")
+        with (self._folder / stderr).open("a") as out:
+            return subprocess.Popen(command, env=environment, cwd=self._folder, stderr=out)
+
+
+@pytest.fixture
+def start(tmp_path):
+    starter = Starter(tmp_path)
+    yield starter
+    starter.stop()

@@ -1,5 +1,7 @@
 """A job of several processes trains as one does, and comes back from what happens to it."""
 
+import os
+import pathlib
 import signal
 import time
 
@@ -127,3 +129,17 @@ def test_anothers_checkpoint_is_refused_before_anything_is_compiled(start):
         job = start("mine", processes=1, bindings=bindings)
         assert job.wait() == [exit_codes.CONFIGURATION]
         assert told in job.stderr(0).splitlines()[-1]
+
+
+def test_the_launcher_starts_a_job_again_until_it_is_done(start):
+    """A process dies of its own; the losses are those of an unharmed job."""
+    short = ["loop.train.num_steps=30"]
+    unharmed = start("unharmed", bindings=short)
+    assert unharmed.wait() == [exit_codes.DONE] * 2
+    job = start.launch("harmed", bindings=short, PACE=0.05)
+    job.wait_for_step(15)
+    (supervisor,) = job.processes
+    children = pathlib.Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+    os.kill(int(children.read_text().split()[1]), signal.SIGKILL)
+    assert job.wait() == [exit_codes.DONE], job.stderr(0)
+    assert job.losses() == unharmed.losses()

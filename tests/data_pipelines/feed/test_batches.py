@@ -17,7 +17,7 @@ from tiny_data_sets import SAMPLE_RATE, SPEC, TOKEN_STREAMS, token_record, write
 from data_pipelines import manifest, shards
 from data_pipelines.feed import batches, examples, rows, tasks
 from data_pipelines.feed.source import Place
-from musiclm import bundle
+from musiclm import bundle, exit_codes
 from musiclm.tokens.layout import STAGES, StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
@@ -324,7 +324,7 @@ def test_training_ends_in_one_line_where_tokens_are_unfit(tmp_path, whose, told)
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == exit_codes.CONFIGURATION, done.stderr
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("musiclm: error: ")
