@@ -3,10 +3,15 @@
 Shapes: B batch, H heads, T tokens, S most tokens, D head dimension, M model dimension.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from musiclm import sharding
 
 # What masked scores become: far below any score, and finite, so that gradients stay so too.
 MASKED = -1e30
@@ -102,6 +107,18 @@ def causal_attention(
     Returns:
       [B, H, T, D].
     """
+    # Rows and heads know nothing of one another. Sharded so, the gradient of the bias is summed
+    # over devices at [H, S], where XLA would sum it at [H, T, T].
+    of_heads = P(sharding.ROWS, "tensor")
+    attend = sharding.shard_map(
+        functools.partial(_attend, block_size=block_size),
+        in_specs=(of_heads, of_heads, of_heads, P("tensor")),
+        out_specs=of_heads,
+    )
+    return attend(query_BHTD, key_BHTD, value_BHTD, bias_HS)
+
+
+def _attend(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, block_size):
     length, scale = query_BHTD.shape[2], query_BHTD.shape[3] ** -0.5
     blocks = []
     for start in range(0, length, block_size):

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from musiclm import sharding
+
 # Residual branches start at zero: a deep stack starts as a short one, and learns from the first
 # step where one of noisy blocks waits for thousands.
 _ZEROS = nn.initializers.zeros
@@ -121,6 +123,7 @@ class ConformerBlock(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
         module = {"config": self.config, "deterministic": self.deterministic}
+        x_BTD = sharding.constrain(x_BTD, sharding.ROWS)
         x_BTD = x_BTD + 0.5 * FeedForward(**module, name="ffn_in")(x_BTD)
         x_BTD = x_BTD + SelfAttention(**module, name="attention")(x_BTD)
         x_BTD = x_BTD + ConvModule(**module, name="conv")(x_BTD)

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from musiclm import sharding
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -100,6 +102,7 @@ class EncoderLayer(nn.Module):
     def __call__(self, x_BLD: jax.Array, mask_BL: jax.Array, train: bool):
         """Applies the layer; the `(carry, None)` result is what `nn.scan` asks for."""
         config = self.config
+        x_BLD = sharding.constrain(x_BLD, sharding.ROWS)
         attention = SelfAttention(config, name="attention")
         attention_norm = _layer_norm(config, "attention_norm")
         ffn = FeedForward(config, name="ffn")

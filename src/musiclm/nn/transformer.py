@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from musiclm import sharding
 from musiclm.nn import attention
 
 NORM_EPSILON = 1e-6
@@ -124,6 +125,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTM: jax.Array, bias_HS: jax.Array) -> tuple[jax.Array, None]:
         cfg = self.config
+        x_BTM = sharding.constrain(x_BTM, sharding.ROWS)
         drop = nn.Dropout(cfg.dropout, deterministic=self.deterministic)
         h_BTM = RMSNorm(name="attention_norm")(x_BTM)
         x_BTM = x_BTM + drop(SelfAttention(cfg, name="attention")(h_BTM, bias_HS))
