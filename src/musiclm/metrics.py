@@ -1,11 +1,14 @@
-"""Where a run's figures go: TensorBoard curves and one JSON object a line."""
+"""Where a run's figures and sounds go: TensorBoard, and one JSON object a line."""
 
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 
-from musiclm import processes
+import jax
+import numpy as np
+
+from musiclm import audio, processes
 
 
 class MetricWriter:
@@ -35,6 +38,21 @@ class MetricWriter:
         record = {"step": step} | {name: float(value) for name, value in scalars.items()}
         self._lines.write(json.dumps(record) + "\n")
         self._lines.flush()
+
+    def write_sounds(self, step: int, sounds_NT: Mapping[str, jax.Array], sample_rate: int) -> None:
+        """Records waveforms f32 [N, T] to listen to, and pictures of their log-mel spectra."""
+        if not self._writes or not sounds_NT:
+            return
+        config = audio.MelConfig(sample_rate=sample_rate)
+        players, pictures = {}, {}
+        for name, waveform_NT in sounds_NT.items():
+            waveform_NT = np.asarray(waveform_NT)
+            players[f"sound/{name}"] = np.clip(waveform_NT, -1, 1)[..., None]
+            mel_NFT = np.asarray(audio.log_mel(waveform_NT, config)).swapaxes(1, 2)[:, ::-1]
+            lowest = np.log(config.floor)
+            pictures[f"spectrogram/{name}"] = np.clip(1 - mel_NFT / lowest, 0, 1)[..., None]
+        self._curves.write_audios(step, players, sample_rate=sample_rate)
+        self._curves.write_images(step, pictures)
 
     def close(self) -> None:
         """Flushes both."""

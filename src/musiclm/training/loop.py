@@ -121,13 +121,16 @@ def train(
             with measured.measure("checkpoint"):
                 checkpoints.save(count, state, facts=origin | measured.facts())
 
-        def evaluation() -> dict[str, float]:
+        def evaluation(count: int) -> None:
             held_out = eval_dataset(start_step=0, **stream)
             results = []
             for _ in range(num_eval_batches):
-                results.append(evaluate(state, sharding.to_devices(next(held_out), devices)))
+                batch = sharding.to_devices(next(held_out), devices)
+                results.append(evaluate(state, batch))
                 watchdog.beat()
-            return average(results, prefix="eval/")
+            writer.write(count, average(results, prefix="eval/"))
+            if isinstance(task, program.Audible):
+                writer.write_sounds(count, built.sounds(state, batch), task.sample_rate)
 
         batches = prefetch(dataset(start_step=start, **stream))
         progress = tqdm.tqdm(
@@ -165,7 +168,7 @@ def train(
                     progress.set_postfix(loss=f"{values['loss']:.4g}")
                     logged = count
                 if eval_dataset and (count % eval_every == 0 or count == num_steps):
-                    writer.write(count, evaluation())
+                    evaluation(count)
                 stopping = stop.reached(count)
                 if stopping or count % checkpoint_every == 0 or count == num_steps:
                     save(count)

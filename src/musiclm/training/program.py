@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from musiclm import sharding
 from musiclm.training import health
@@ -36,6 +37,18 @@ class Task(Protocol):
         """What must hold while it trains."""
 
 
+@runtime_checkable
+class Audible(Protocol):
+    """A task whose model makes sound."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the sounds, in Hz."""
+
+    def sounds(self, state: Any, batch: Any) -> dict[str, jax.Array]:
+        """A few waveforms [N, T] by name, to be listened to as training goes on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A task on a mesh.
@@ -47,6 +60,7 @@ class Program:
       init: () -> state, jitted.
       step: (state, batch) -> (state, metrics), jitted; the state given is used up.
       evaluate: (state, batch) -> metrics, jitted.
+      sounds: (state, batch) -> waveforms by name, jitted; none unless the task is `Audible`.
     """
 
     mesh: jax.sharding.Mesh
@@ -55,6 +69,7 @@ class Program:
     init: Callable[[], Any]
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
+    sounds: Callable[[Any, Any], dict[str, jax.Array]]
 
 
 def build(
@@ -97,6 +112,9 @@ def build(
     def evaluate(state, batch):
         return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
 
+    def sounds(state, batch):
+        return task.sounds(state, batch) if isinstance(task, Audible) else {}
+
     shapes = jax.eval_shape(init)
     where = sharding.state_sharding(shapes, mesh, rules)
     return Program(
@@ -106,4 +124,5 @@ def build(
         init=jax.jit(init, out_shardings=where),
         step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
         evaluate=jax.jit(evaluate),
+        sounds=jax.jit(sounds, out_shardings=NamedSharding(mesh, PartitionSpec())),
     )

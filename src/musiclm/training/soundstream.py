@@ -28,6 +28,10 @@ from musiclm.training import health, optim
 _BALANCED = ("adversarial", "feature", "spectral", "waveform")
 
 
+# To listen to at an evaluation.
+_SOUNDS = 4
+
+
 @flax.struct.dataclass
 class SoundStreamState:
     """Codec, codebooks and discriminators in training.
@@ -286,6 +290,18 @@ class SoundStreamTask:
                 target_BT, fake_BT, self.config.sample_rate
             )
         return metrics
+
+    @property
+    def sample_rate(self) -> int:
+        """Of `sounds`, in Hz."""
+        return self.config.sample_rate
+
+    def sounds(self, state: SoundStreamState, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The first few waveforms of a batch, and what the codec makes of them."""
+        original_NT = batch["waveform"][:_SOUNDS]
+        variables = {"params": state.params, "codebooks": state.codebooks}
+        output = self.model.apply(variables, original_NT)
+        return {"original": original_NT, "reconstruction": output.waveform_BT}
 
     def export(self, state: SoundStreamState) -> tuple[SoundStreamConfig, dict[str, Any]]:
         """The codec alone: config, and variables for `SoundStream.apply`."""
