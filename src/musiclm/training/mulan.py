@@ -92,6 +92,12 @@ class MuLanTask:
         _, scalars = self._metrics(output)
         return scalars
 
+    def forward(
+        self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The losses of a batch, through the whole model."""
+        return self.evaluate(state, batch, key)
+
     def export(self, state: TrainState) -> tuple[MuLanConfig, dict[str, Any]]:
         """The config and the variables that a bundle keeps."""
         return self.config, {"params": state.averaged}

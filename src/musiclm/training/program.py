@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from musiclm import sharding
+from musiclm import flops, sharding
 from musiclm.training import health
 
 # name -> global array, the rows first.
@@ -29,6 +29,9 @@ class Task(Protocol):
 
     def evaluate(self, state: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         """Scalar metrics on a batch that is not trained on."""
+
+    def forward(self, state: Any, batch: Any, key: jax.Array) -> Any:
+        """What a step differentiates, once through: of it the operations are counted."""
 
     def export(self, state: Any) -> tuple[Any, dict[str, Any]]:
         """The config and the variables that a bundle keeps."""
@@ -60,6 +63,7 @@ class Program:
       init: () -> state, jitted.
       step: (state, batch) -> (state, metrics), jitted; the state given is used up.
       evaluate: (state, batch) -> metrics, jitted.
+      forward: (state, batch) -> what a step differentiates; only ever traced.
       sounds: (state, batch) -> waveforms by name, jitted; none unless the task is `Audible`.
     """
 
@@ -69,7 +73,13 @@ class Program:
     init: Callable[[], Any]
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
+    forward: Callable[[Any, Any], Any]
     sounds: Callable[[Any, Any], dict[str, jax.Array]]
+
+    def training_flops(self) -> int:
+        """Operations that the model asks of a step, on all devices together; see `flops`."""
+        with jax.sharding.set_mesh(self.mesh):
+            return flops.TRAINING_PASSES * flops.forward_flops(self.forward, self.state, self.batch)
 
 
 def build(
@@ -112,6 +122,9 @@ def build(
     def evaluate(state, batch):
         return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
 
+    def forward(state, batch):
+        return task.forward(state, batch, step_key)
+
     def sounds(state, batch):
         return task.sounds(state, batch) if isinstance(task, Audible) else {}
 
@@ -124,5 +137,6 @@ def build(
         init=jax.jit(init, out_shardings=where),
         step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
         evaluate=jax.jit(evaluate),
+        forward=forward,
         sounds=jax.jit(sounds, out_shardings=NamedSharding(mesh, PartitionSpec())),
     )

@@ -8,6 +8,7 @@ Shapes: B batch, T samples or frames, D latent dimension, N = B x frames, Q leve
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -290,6 +291,22 @@ class SoundStreamTask:
                 target_BT, fake_BT, self.config.sample_rate
             )
         return metrics
+
+    def forward(
+        self, state: SoundStreamState, batch: Mapping[str, Any], key: jax.Array
+    ) -> tuple[Any, ...]:
+        """Codec, reconstruction loss, and the discriminators on what goes in and comes out."""
+        del key
+        target_BT = batch["waveform"]
+        variables = {"params": state.params, "codebooks": state.codebooks}
+        output = self.model.apply(variables, target_BT)
+        loss = self.spectral_loss(target_BT, output.waveform_BT, self.config.sample_rate)
+        if self.discriminator is None:
+            return output, loss
+        judge = functools.partial(
+            Discriminators(self.discriminator).apply, {"params": state.discriminator_params}
+        )
+        return output, loss, judge(target_BT), judge(output.waveform_BT)
 
     @property
     def sample_rate(self) -> int:

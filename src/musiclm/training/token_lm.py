@@ -98,6 +98,12 @@ class TokenLMTask:
         ids_BS = batch["tokens"]
         return self._score(self.model.apply({"params": state.averaged}, ids_BS), ids_BS)[1]
 
+    def forward(
+        self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The losses of a batch, through the whole model."""
+        return self.evaluate(state, batch, key)
+
     def export(self, state: TrainState) -> tuple[TokenLMConfig, dict[str, Any]]:
         """The config and the variables that a bundle keeps."""
         return self.config, {"params": state.averaged}

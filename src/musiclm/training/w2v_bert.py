@@ -124,6 +124,12 @@ class W2vBertTask:
         metrics, _ = self._losses(variables, state.step, batch, key, deterministic=True)
         return metrics
 
+    def forward(
+        self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The losses of a batch, through the whole model."""
+        return self.evaluate(state, batch, key)
+
     def export(self, state: TrainState) -> tuple[W2vBertConfig, dict[str, Any]]:
         """What `features` needs: no heads, no quantizer, no block above the feature layer."""
         num_blocks, averaged = max(1, self.config.feature_layer), state.averaged
