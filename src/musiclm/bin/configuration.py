@@ -4,6 +4,7 @@ Only modules of `musiclm.bin` know gin.
 """
 
 import contextlib
+import copy
 import difflib
 import inspect
 import logging
@@ -21,8 +22,14 @@ _PLAIN = (bool, int, float, str)
 _MISTAKES = (ValueError, TypeError, AttributeError, ImportError, SyntaxError, OSError)
 
 
-def parse(gin_files: Sequence[str], gin_bindings: Sequence[str] = ()) -> None:
+def parse(
+    gin_files: Sequence[str], gin_bindings: Sequence[str] = (), *, whole: bool = True
+) -> None:
     """Reads files and then bindings, which override them; what gin knew before is forgotten.
+
+    Args:
+      gin_files, gin_bindings: what to read.
+      whole: whether every macro that is used must be set.
 
     Raises:
       UserError: a file or binding can't be read, a macro is set that nothing uses or used and not
@@ -40,7 +47,9 @@ def parse(gin_files: Sequence[str], gin_bindings: Sequence[str] = ()) -> None:
                 gin.add_config_file_search_path(str(parent.parent))
                 break
     with mistakes_told():
-        gin.parse_config_files_and_bindings(list(gin_files), list(gin_bindings))
+        gin.parse_config_files_and_bindings(
+            list(gin_files), list(gin_bindings), finalize_config=whole
+        )
     _check_macros()
     _check_types()
 
@@ -57,6 +66,20 @@ def resolve(function: Callable[..., Any]) -> dict[str, Any]:
         arguments = gin.get_bindings(function)
         inspect.signature(function).bind(**arguments)
     return arguments
+
+
+def resolve_some(function: Callable[..., Any], names: Sequence[str]) -> dict[str, Any]:
+    """Those of a function's arguments that are named and bound; what others refer to stays unmade.
+
+    Raises:
+      UserError: one of them can't be made.
+    """
+    import gin
+
+    with mistakes_told():
+        unmade = gin.get_bindings(function, resolve_references=False)
+        # Gin makes what a reference stands for when it is copied.
+        return {name: copy.deepcopy(unmade[name]) for name in names if name in unmade}
 
 
 @contextlib.contextmanager
