@@ -165,9 +165,9 @@ class MusicLM:
           seconds: length of every clip, up to `MAX_SECONDS`.
           seed: of the first clip; the i-th takes seed + i. On one machine the same text, seed
             and length give the same samples.
-          sampling: by stage ("semantic", "coarse", "fine") any of `temperature`, `top_k` and
-            `top_p`; what is left out is the model's own choice, or else the paper's (MusicLM 4.1):
-            temperatures 1.0, 0.95 and 0.4 over all codes.
+          sampling: by stage ("semantic", "coarse", "fine") any of `guidance`, `temperature`,
+            `top_k` and `top_p`; what is left out is the model's own choice, or else the paper's
+            (MusicLM 4.1): temperatures 1.0, 0.95 and 0.4 over all codes.
           progress: called with the stage's name, the tokens done and the tokens in all.
 
         Returns:
@@ -208,5 +208,6 @@ def _chain_sampling(
         return dataclasses.replace(default, **changed)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"sampling: {error}: give temperature, top_k or top_p for semantic, coarse or fine"
+            f"sampling: {error}: give guidance, temperature, top_k or top_p for semantic, coarse "
+            "or fine"
         ) from error

@@ -121,6 +121,19 @@ def test_prompt_is_kept_and_continued(short_spans, prompt_frames):
     np.testing.assert_array_equal(codes[:, prompt_frames:], expected[:, prompt_frames:])
 
 
+@pytest.mark.parametrize("stage", ["semantic", "coarse"])
+def test_guidance_equals_teacher_forcing_with_and_without_the_condition(short_spans, stage):
+    config, params = model(stage)
+    layout, condition = config.layout, conditions(config.layout, 3)
+    sampling = Sampling(temperature=0.0, guidance=3.0)
+    codes = Stage(config, params).generate(condition, keys(0, 1, 2), sampling)
+    ids = np.concatenate([layout.flatten_prefix(condition), layout.flatten_target(codes)], axis=1)
+    score = functools.partial(jax.jit(TokenLM(config).apply), {"params": params})
+    given, null = score(ids), score(layout.drop_condition(ids, np.ones(3, bool)))
+    np.testing.assert_array_equal(codes, (null + 3.0 * (given - null)).argmax(-1))
+    assert (codes != given.argmax(-1)).any()
+
+
 def test_what_a_row_depends_on():
     config, params = model("coarse")
     stage = Stage(config, params)
@@ -183,6 +196,7 @@ def test_cache_is_updated_in_place():
         state,
         jax.eval_shape(lambda: keys(0, 1)),
         known,
+        jnp.float32(1),
         jnp.float32(1),
     ).compile()
     memory = compiled.memory_analysis()

@@ -47,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
     for stage in api.STAGES:
         parser.add_argument(
+            f"--guidance-{stage}",
+            type=float,
+            metavar="G",
+            help=f"{stage} stage: follow the condition G times as far, for twice the time; 1 is "
+            "none (default: the model's own)",
+        )
+    for stage in api.STAGES:
+        parser.add_argument(
             f"--temperature-{stage}",
             type=float,
             metavar="T",
@@ -71,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 # Checked here as well as in the sampler: before JAX is imported and a model loaded.
 _SAMPLING = {
+    "guidance": (lambda value: 0 <= value < math.inf, "0 or a positive number"),
     "temperature": (lambda value: 0 <= value < math.inf, "0 or a positive number"),
     "top_k": (lambda value: value >= 1, "a whole number from 1"),
     "top_p": (lambda value: 0 < value <= 1, "a number above 0 and up to 1"),

@@ -45,7 +45,8 @@ class State(NamedTuple):
 
     Attributes:
       cache: of tokens 0 to `known` - 2; what it holds further on has no meaning.
-      ids_BS: the sequence, int32; of meaning up to `known`.
+      ids_BS: the sequence, int32; of meaning up to `known`. With guidance the rows are there
+        twice, once more with the null condition.
       known: int32 scalar, how many tokens are there. The last of them is the next step's input.
     """
 
@@ -171,7 +172,7 @@ def advance(
     """
     known = int(state.known)
     stop = known + num_tokens
-    temperature = jnp.float32(sampling.temperature)
+    guidance, temperature = jnp.float32(sampling.guidance), jnp.float32(sampling.temperature)
     while known < stop:
         # Up to `span` tokens may be known while reading so much of the cache.
         span = min(config.layout.sequence_length, -(-known // SPAN) * SPAN)
@@ -185,6 +186,7 @@ def advance(
             state,
             keys_B,
             jnp.int32(known),
+            guidance,
             temperature,
         )
     return state
@@ -192,7 +194,7 @@ def advance(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="state")
 def decode_until(
-    config, span, top_k, top_p, weights, state: State, keys_B, stop, temperature
+    config, span, top_k, top_p, weights, state: State, keys_B, stop, guidance, temperature
 ) -> State:
     """The compiled loop of `advance`: steps until `stop` tokens are known.
 
@@ -200,7 +202,8 @@ def decode_until(
     """
     # In reverse, with masked places after distance 0: one slice gives the bias of all keys, at any
     # position, and hides those that are still to come.
-    length = state.ids_BS.shape[1]
+    num_rows, length = state.ids_BS.shape
+    guided = num_rows == 2 * keys_B.shape[0]
     bias_HS = _distance_bias(config, weights, length)
     masked_HS = jnp.full((bias_HS.shape[0], span), attention.MASKED, bias_HS.dtype)
     line = jnp.concatenate([bias_HS[:, ::-1], masked_HS], axis=1)
@@ -209,8 +212,11 @@ def decode_until(
         position = state.known - 1
         bias_HT = lax.dynamic_slice_in_dim(line, length - 1 - position, span, axis=1)
         logits_BK, cache = _logits(config, weights, state.cache, state.ids_BS, position, bias_HT)
+        if guided:
+            logits_BK = logits.guide(logits_BK, guidance)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.known)
         codes_B = logits.sample(logits_BK, keys, temperature, top_k, top_p)
+        codes_B = jnp.tile(codes_B, 2) if guided else codes_B
         layout = config.layout
         level = (state.known - layout.prefix_length) % layout.target_levels
         next_B = codes_B + layout.target_offset + level * layout.target_codebook_size

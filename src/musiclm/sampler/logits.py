@@ -12,20 +12,26 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Temperature, then the k likeliest codes, then the smallest set of probability p.
+    """Guidance, temperature, then the k likeliest codes, then the smallest set of probability p.
 
     Attributes:
+      guidance: how far the condition moves the logits, as a multiple of how far it does by itself
+        (classifier-free guidance, Ho & Salimans 2022); 1 is none. Takes twice the rows, and a
+        model that was trained with `condition_dropout`.
       temperature: divides the logits; 0 takes the likeliest code.
       top_k: how many of the likeliest codes are left; all if None.
       top_p: codes are left from the likeliest on until their probability reaches this; all if
         None.
     """
 
+    guidance: float = 1.0
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
 
     def __post_init__(self):
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"Sampling.guidance is {self.guidance}: give 0 or a positive number")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(
                 f"Sampling.temperature is {self.temperature}: give 0 or a positive number"
@@ -36,6 +42,20 @@ class Sampling:
             raise ValueError(
                 f"Sampling.top_p is {self.top_p}: give a number above 0 and up to 1, or None"
             )
+
+
+def guide(logits_GK: jax.Array, guidance: jax.Array) -> jax.Array:
+    """Moves logits away from those of the null condition.
+
+    Args:
+      logits_GK: f32, G = 2 B: those of the rows with their conditions, then those without.
+      guidance: see `Sampling`.
+
+    Returns:
+      [B, K].
+    """
+    with_BK, without_BK = jnp.split(logits_GK, 2)
+    return without_BK + guidance * (with_BK - without_BK)
 
 
 def sample(

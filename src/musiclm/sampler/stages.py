@@ -79,6 +79,9 @@ class Stage:
             ids_BS[:, known : known + prompt_BN.shape[1]] = prompt_BN
             known += prompt_BN.shape[1]
         stop = layout.prefix_length + num_frames * layout.target_levels
+        if sampling.guidance != 1:
+            null_BS = layout.drop_condition(ids_BS, np.ones(len(ids_BS), bool))
+            ids_BS = np.concatenate([ids_BS, null_BS])
         state = decode.start(self.config, self._weights, jnp.asarray(ids_BS), known)
         while known < stop:
             count = min(FRAMES_PER_CALL * layout.target_levels, stop - known)
@@ -87,5 +90,5 @@ class Stage:
             if progress:
                 state.known.block_until_ready()
                 progress(count)
-        ids_BN = np.asarray(state.ids_BS)[:, layout.prefix_length : stop]
+        ids_BN = np.asarray(state.ids_BS)[: keys_B.shape[0], layout.prefix_length : stop]
         return layout.unflatten_target(ids_BN)
