@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import musiclm
 from musiclm import errors
-from musiclm.bin import data, describe, generate, pack, tokenize, train
+from musiclm.bin import compile, data, describe, generate, pack, tokenize, train
 
 _EPILOG = """\
 examples:
@@ -35,6 +35,7 @@ _COMMANDS = {
     "tokenize": tokenize,
     "pack": pack,
     "train": train,
+    "compile": compile,
 }
 
 
