@@ -1,0 +1,83 @@
+"""Compiles every base run for several pods and writes docs/compile_report.{json,md}.
+
+    nice .venv/bin/python scripts/compile_report.py
+
+Takes a few minutes a program. Each is written when it is done: a second start goes on with what
+lacks, and compiles again what an edit of the JSON took out.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+REPORT = ROOT / "docs" / "compile_report.json"
+MODELS = ("semantic", "coarse", "fine", "w2v_bert", "mulan", "soundstream")
+PODS = (("v5e:16x16", 1), ("v5e:16x16", 2), ("v5p:4x4x4", 1), ("v6e:16x16", 1), ("tpu7x:4x4x4", 1))
+
+HEAD = """\
+# What the base runs need on pods
+
+Made by `scripts/compile_report.py` from `compile_report.json`: the real training steps, compiled by
+libtpu for chips that were not there. Nothing here was run: memory and traffic are those of the
+compiled programs, times the least that the chips' published figures allow. GB are 10⁹ bytes, a
+device's; FLOP are the model's, three times those of its forward pass.
+
+| run | pod | mesh | rows | fits | state GB | temporaries GB | limit GB | TFLOP a step | sent GB | between slices GB | ms at least | bound by | MFU at most |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
+
+
+def main() -> None:
+    """Compiles what lacks, one program after the other."""
+    reports = json.loads(REPORT.read_text()) if REPORT.exists() else []
+    done = {(r["gin_file"], r["topology"], r["slices"]) for r in reports}
+    for topology, slices in PODS:
+        for model in MODELS:
+            gin_file = f"gin/train/{model}.gin"
+            if (gin_file, topology, slices) in done:
+                continue
+            print(f"{gin_file} on {slices} × {topology} …", flush=True)
+            command = [
+                *(sys.executable, "-m", "musiclm.bin.main", "compile", "--json"),
+                *("--gin_file", gin_file, "--topology", topology, "--slices", str(slices)),
+            ]
+            result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            if not result.stdout:
+                sys.exit(f"{gin_file} on {topology} could not be compiled: see the line above")
+            reports.append(json.loads(result.stdout))
+            REPORT.write_text(json.dumps(reports, indent=1) + "\n")
+            REPORT.with_suffix(".md").write_text(HEAD + "".join(map(_row, reports)))
+
+
+def _row(report: dict) -> str:
+    """A line of the table."""
+    mesh = " × ".join(str(size) for size in report["mesh"].values())
+    cells = [
+        pathlib.Path(report["gin_file"]).stem,
+        f"{report['slices']} × {report['topology']}",
+        mesh,
+        f"{report['batch_size']:,}",
+        "yes" if report["fits"] else "no",
+    ]
+    limit = f"{report['bytes_limit'] / 1e9:.1f}"
+    if "bytes_arguments" not in report:
+        cells += ["", "", limit, f"{report['model_flops'] / 1e12:,.0f}", "", "", "", "", ""]
+    else:
+        cells += [
+            f"{report['bytes_arguments'] / 1e9:.2f}",
+            f"{report['bytes_temporaries'] / 1e9:.2f}",
+            limit,
+            f"{report['model_flops'] / 1e12:,.0f}",
+            f"{report['bytes_sent_within_slices'] / 1e9:.2f}",
+            f"{report['bytes_sent_across_slices'] / 1e9:.3f}",
+            f"{1e3 * report['step_seconds_at_least']:,.1f}",
+            report["bound_by"].replace("_", " "),
+            f"{report['mfu_at_most']:.0%}",
+        ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+if __name__ == "__main__":
+    main()
