@@ -35,6 +35,9 @@ _ENVIRONMENT = {
     # Else libtpu asks the cloud where it is, and holds a lock that other programs wait for.
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # What it would have found out, of no consequence to a compiler.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
     # What libtpu and TensorFlow say of hardware that is not here helps nobody.
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -95,6 +98,8 @@ def compile_run(
     Raises:
       UserError: the files, the topology or the mesh can't be used, or libtpu is missing.
     """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import jax
 
     from musiclm import chips, collectives, sharding
@@ -186,8 +191,6 @@ def _devices(topology: str, slices: int, config_name: str | None) -> list[Any]:
         raise errors.UserError("libtpu is not installed: pip install 'jax[tpu]'")
     if slices < 1:
         raise errors.UserError(f"--slices is {slices}: give 1 or more")
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     import jax
     from jax.experimental import topologies
 

@@ -1,0 +1,86 @@
+"""Collectives read from HLO text: how often, how much, along which axes."""
+
+import numpy as np
+import pytest
+
+from musiclm import collectives
+
+HLO = """\
+HloModule step
+
+%body (state: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %gathered = bf16[16,8]{1,0} all-gather(%x), replica_groups=[4,4]<=[16], dimensions={0}
+  ROOT %scattered = f32[2,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%all-reduce-scatter.1 (input: f32[8,8]) -> f32[2,8] {
+  %sum = (f32[8,8]{1,0}, f32[]) all-reduce(%input, %one), replica_groups=[4,4]<=[4,4]T(1,0)
+}
+
+%condition (state: (s32[], f32[8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(24)
+  ROOT %less = pred[] compare(%turn, %bound), direction=LT
+}
+
+%unused (x: f32[8]) -> f32[8] {
+  ROOT %y = f32[8]{0} all-reduce(%x), replica_groups=[4,4]<=[16]
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %loop = (s32[], f32[8]{0}) while(%start), condition=%condition, body=%body
+  %r = f32[100]{0} all-reduce(%p), replica_groups=GROUPS, to_apply=%add
+  %moved = (f32[10]{0}, f32[10]{0}, u32[]) collective-permute-start(%p), PAIRS
+  ROOT %alone = f32[100]{0} all-reduce(%p), replica_groups=[16,1]<=[16]
+}
+"""
+
+
+class Mesh:
+    """Sixteen devices by number."""
+
+    devices = np.arange(16).reshape(4, 4)
+    axis_names = ("data", "fsdp")
+    size = 16
+
+
+def read(groups="[4,4]<=[16]", num_slices=1):
+    hlo = HLO.replace("GROUPS", groups).replace("PAIRS", "source_target_pairs={{0,4},{4,8}}")
+    return collectives.of_program(hlo, Mesh, num_slices=num_slices)
+
+
+def test_loops_multiply():
+    gathered, scattered, summed, moved = sorted(read(), key=lambda c: -c.turns)
+    assert (gathered.kind, gathered.axes, gathered.turns) == ("all-gather", ("fsdp",), 24)
+    assert gathered.sent_bytes == 24 * 3 / 4 * 16 * 8 * 2
+    assert (scattered.kind, scattered.axes) == ("reduce-scatter", ("data",))
+    assert scattered.array_bytes == (8 * 8 * 4, 4)
+    assert scattered.in_loop
+    assert (summed.kind, summed.turns, summed.in_loop) == ("all-reduce", 1, False)
+    assert summed.sent_bytes == 2 * 3 / 4 * 400
+    assert (moved.kind, moved.axes, moved.sent_bytes) == ("collective-permute", ("data",), 40)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("{{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}", ("fsdp",)),
+        ("{{0,4,8,12},{1,5,9,13},{2,6,10,14},{3,7,11,15}}", ("data",)),
+        ("[1,16]<=[16]", ("data", "fsdp")),
+        ("{}", ("data", "fsdp")),
+        ("mesh['a'=4,'b'=4] {'b'}", ("fsdp",)),
+        ("mesh['a'=4,'b'=4] {'a'}", ("data",)),
+        ("mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'a'}", ("fsdp",)),
+        ("mesh['a'=4,'b'=4] {'a','b'}", ("data", "fsdp")),
+    ],
+)
+def test_groups_are_told_by_axes(groups, axes):
+    (summed,) = (c for c in read(groups) if c.kind == "all-reduce")
+    assert summed.axes == axes
+
+
+def test_slices_are_the_outermost_part_of_the_first_axis():
+    crossing = {c.kind for c in read("[4,4]<=[4,4]T(1,0)", num_slices=2) if c.crosses_slices}
+    assert crossing == {"reduce-scatter", "all-reduce"}
+    crossing = {c.kind for c in read(num_slices=4) if c.crosses_slices}
+    assert crossing == {"reduce-scatter", "collective-permute"}
