@@ -1,11 +1,14 @@
 """The rule table, and what does not divide."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from musiclm import sharding
+from musiclm.training import optim
 
 
 def test_a_mesh_that_does_not_divide_is_refused():
@@ -31,3 +34,81 @@ def test_rules_speak_of_trailing_dimensions_and_moments_follow_parameters():
     assert specs["params"]["layers"]["query"]["kernel"] == P(None, "fsdp", "tensor")
     assert specs["opt_state"][0]["mu"] == specs["params"]
     assert specs["params"]["layers"]["scale"] == P()
+
+
+def specs_on(tree, *sizes):
+    """The specs of a tree on a mesh of devices that are not here."""
+    mesh = jax.sharding.AbstractMesh(sizes, sharding.AXES)
+    return jax.tree.map(lambda s: s.spec, sharding.state_sharding(tree, mesh))
+
+
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_axes_that_do_not_divide_are_dropped():
+    tree = {"query": {"kernel": array(6, 8, 16)}, "up": {"kernel": array(6, 8, 15)}}
+    specs = specs_on(tree, 2, 4, 2)
+    assert specs["query"]["kernel"] == P(None, "fsdp", "tensor")
+    assert specs["up"]["kernel"] == P(None, "fsdp", None)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optim.OptimizerConfig(algorithm="adafactor", ema_decay=0.9),
+        optim.OptimizerConfig(ema_decay=0.9),
+    ],
+    ids=["adafactor", "adamw"],
+)
+def test_all_that_is_as_large_as_a_parameter_lies_as_it_does(optimizer):
+    """Adafactor's factors lack an axis of their parameter, and none is taken for another."""
+    params = {
+        "layers": {"down": {"kernel": array(16, 256, 128)}},
+        "tokens": {"embedding": array(512, 256)},
+    }
+    specs = specs_on(
+        {"params": params, "opt_state": jax.eval_shape(optimizer.make().init, params)}, 2, 4, 2
+    )
+    leaves = jax.tree.leaves_with_path(specs, is_leaf=lambda x: isinstance(x, P))
+    of_kernel = [spec for path, spec in leaves if "kernel" in sharding.path_name(path)]
+    assert of_kernel.count(P(None, "tensor", "fsdp")) == (
+        2 if optimizer.algorithm == "adafactor" else 4
+    )
+    assert set(of_kernel) <= {P(None, "tensor", "fsdp"), P(), P(None, None), P(None)}
+
+
+def test_slices_are_the_outermost_part_of_data():
+    class Device(types.SimpleNamespace):
+        platform, device_kind = "cpu", "cpu"
+
+        def __hash__(self):
+            return self.id
+
+    # Numbered across the slices, as processes may be.
+    devices = [Device(id=i, slice_index=i % 2) for i in range(8)]
+    mesh = sharding.MeshConfig(fsdp=2).make(devices)
+    assert [d.slice_index for d in mesh.devices.ravel()] == [0] * 4 + [1] * 4
+    assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
+    mesh = sharding.MeshConfig(fsdp=2, slices=4).make(devices)
+    assert [d.id for d in mesh.devices.ravel()] == list(range(8))
+    with pytest.raises(ValueError, match=r"data is 1 for 2 slices: give a multiple of 2"):
+        sharding.MeshConfig(fsdp=8).make(devices)
+    with pytest.raises(ValueError, match=r"slices is 3 for 8 devices"):
+        sharding.MeshConfig(slices=3).make(devices)
+
+
+def test_a_single_row_is_left_whole():
+    """Models are initialised on one."""
+    mesh = jax.sharding.AbstractMesh((2, 2, 1), sharding.AXES)
+    with jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(lambda x: sharding.constrain(x, sharding.ROWS), array(1, 3))
+        double = sharding.shard_map(
+            lambda x: 2 * x, in_specs=[P(sharding.ROWS)], out_specs=P(sharding.ROWS)
+        )
+        assert "shard_map" not in str(jax.make_jaxpr(double)(array(1, 3)))
+        assert "shard_map" in str(jax.make_jaxpr(double)(array(8, 3)))
+
+
+def test_without_a_mesh_shard_map_does_nothing():
+    assert sharding.shard_map(abs, in_specs=[P()], out_specs=P()) is abs
