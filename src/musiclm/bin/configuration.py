@@ -88,11 +88,11 @@ def mistakes_told() -> Iterator[None]:
     logging.disable(logging.ERROR)  # gin logs what it raises
     try:
         yield
-    except errors.UserError:
-        raise
     except _MISTAKES as error:
         # Its first line: gin appends where in the configuration it happened.
         told = str(error).strip().splitlines()[0]
+        if isinstance(error, errors.UserError):
+            raise errors.UserError(told) from error
         if lacking := re.search(r"'(\w+)/gin\.macro'", told):
             raise errors.UserError(
                 f"the macro {lacking[1]} is used, and not set: add --gin_bindings '{lacking[1]}=…'"

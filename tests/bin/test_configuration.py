@@ -1,0 +1,64 @@
+"""What gin lets pass and a run must not."""
+
+import pathlib
+
+import pytest
+
+from musiclm import errors
+from musiclm.bin import configuration
+from musiclm.training import loop
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILE = ROOT / "gin/train/mini/coarse.gin"
+MACROS = [f"{name}='x'" for name in ("TRAIN", "VALIDATION", "TOKENIZERS", "WORKDIR", "COMPONENT")]
+
+
+@pytest.mark.parametrize(
+    ("bindings", "told"),
+    [
+        (["TRIAN='x'"], "the macro TRIAN is set, and nothing uses it: did you mean TRAIN?"),
+        (["loop.train.num_step=3"], "'num_step'"),
+        (["NUM_STEPS='3'"], "num_steps is '3': give a whole number"),
+        (["loop.train.num_steps=3.5"], "num_steps is 3.5: give a whole number"),
+        (["loop.train.log_every=None"], "log_every is None: give a whole number"),
+        (["loop.train.batch_size=True"], "batch_size is True: give a whole number"),
+        (["optim.OptimizerConfig.learning_rat=1"], "'learning_rat'"),
+        (["optim.OptimizerConfig.schedule=3"], "schedule is 3: give a string"),
+        (["junk"], "parse"),
+    ],
+)
+def test_a_mistake_is_told_when_it_is_read(bindings, told):
+    with pytest.raises(errors.UserError) as raised:
+        configuration.parse([str(FILE)], [*MACROS, *bindings])
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_macro_that_must_be_set_is_named():
+    with pytest.raises(errors.UserError, match="the macro TRAIN is used, and not set"):
+        configuration.parse([str(FILE)], MACROS[1:])
+
+
+def test_a_whole_number_is_a_number():
+    configuration.parse([str(FILE)], [*MACROS, "optim.OptimizerConfig.learning_rate=1"])
+
+
+@pytest.mark.parametrize(
+    ("bindings", "told"),
+    [
+        (["optim.OptimizerConfig.schedule='lin'"], "OptimizerConfig.schedule is 'lin'"),
+        ([], "x/dataset.json is missing"),
+    ],
+)
+def test_a_value_that_is_refused_is_told_in_one_line(bindings, told, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    configuration.parse([str(FILE)], [*MACROS, *bindings])
+    with pytest.raises(errors.UserError) as raised:
+        configuration.resolve(loop.train)
+    assert "\n" not in str(raised.value)
+    assert told in str(raised.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(errors.UserError, match=r"'no/such.gin'"):
+        configuration.parse(["no/such.gin"])
