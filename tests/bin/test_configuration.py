@@ -46,7 +46,10 @@ def test_a_whole_number_is_a_number():
 @pytest.mark.parametrize(
     ("bindings", "told"),
     [
-        (["optim.OptimizerConfig.schedule='lin'"], "OptimizerConfig.schedule is 'lin'"),
+        (
+            ["loop.train.data=''", "optim.OptimizerConfig.schedule='lin'"],
+            "OptimizerConfig.schedule is 'lin'",
+        ),
         ([], "x/dataset.json is missing"),
     ],
 )

@@ -37,6 +37,9 @@ class Perceptron:
         hidden = jnp.tanh(batch["x"] @ params["up"]["kernel"])
         return jnp.mean((hidden @ params["down"]["kernel"] - batch["y"]) ** 2)
 
+    def forward(self, state, batch, key):
+        return self.loss(state.params, batch)
+
     def step(self, state, batch, key):
         loss, gradients = jax.value_and_grad(self.loss)(state.params, batch)
         gradients = jax.tree.map(lambda g: g + 1e-3 * jax.random.normal(key, g.shape), gradients)

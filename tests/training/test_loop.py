@@ -35,6 +35,9 @@ class Regression:
     def loss(self, params, batch):
         return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
 
+    def forward(self, state, batch, key):
+        return self.loss(state.params, batch)
+
     def step(self, state, batch, key):
         loss, gradients = jax.value_and_grad(self.loss)(state.params, batch)
         gradients = jax.tree.map(lambda g: g + 1e-3 * jax.random.normal(key, g.shape), gradients)
@@ -84,7 +87,14 @@ def test_it_learns_writes_curves_and_exports(tmp_path):
     np.testing.assert_allclose(state.params["w"], WEIGHTS_D, atol=0.05)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(5, 51, 5))
-    assert all(line["data_wait_ms"] >= 0 for line in lines if "loss" in line)
+    logged = [line for line in lines if "loss" in line]
+    assert all(line["data_wait_ms"] >= 0 and 0 < line["goodput"] < 1 for line in logged)
+    # 16 rows of 3 numbers, multiplied and added, three times.
+    flops = 3 * 2 * 16 * 3
+    assert all(
+        line["model_tflops_per_second"] * 1e12 == pytest.approx(flops * line["steps_per_second"])
+        for line in logged
+    )
     held_out = [line["eval/loss"] for line in lines if "eval/loss" in line]
     assert held_out[-1] < 0.01
     assert list(tmp_path.glob("events.out.tfevents*"))

@@ -112,7 +112,7 @@ def train(
             state = initialize()
         start, facts = int(state.step), checkpoints.facts or {}
         measured = meter.Meter(
-            built.batch,
+            built,
             started=facts.get("started"),
             productive_seconds=facts.get("productive_seconds", 0.0),
         )

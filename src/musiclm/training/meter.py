@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
+from musiclm import chips
 from musiclm.training import program
 
 
@@ -16,18 +17,20 @@ class Meter:
     it.
     """
 
-    def __init__(
-        self, batch: program.BatchSpec, *, started: float | None, productive_seconds: float
-    ):
+    def __init__(self, built: program.Program, *, started: float | None, productive_seconds: float):
         """Goes on from what a checkpoint recorded.
 
         Args:
-          batch: the global batch, whose rows and tokens are counted.
+          built: the program, whose rows, tokens and operations are counted.
           started: when the run was first started, in seconds since 1970; None is now.
           productive_seconds: of the steps behind the state.
         """
+        batch, devices = built.batch, built.mesh.devices
         self._rows = next(iter(batch.values())).shape[0]
         self._tokens = batch["tokens"].size if "tokens" in batch else 0
+        self._flops = built.training_flops()
+        peak = chips.peak_flops(devices.flat[0].device_kind)
+        self._peak = None if peak is None else peak * devices.size
         self._started = started or time.time()
         self._productive = productive_seconds
         self._spent = collections.Counter()
@@ -61,6 +64,10 @@ class Meter:
             "checkpoint_ms": 1_000 * self._spent["checkpoint"] / num_steps,
             "goodput": self._productive / max(time.time() - self._started, 1e-9),
         }
+        flops = steps_per_second * self._flops
+        rates["model_tflops_per_second"] = flops / 1e12
+        if self._peak is not None:
+            rates["mfu"] = flops / self._peak
         if self._tokens:
             rates["tokens_per_second"] = steps_per_second * self._tokens
         self._since = now
