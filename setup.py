@@ -42,6 +42,8 @@ LAUNCH = ["pyyaml>=6"]
 EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14"]
 TEST = [
     "hypothesis>=6.100",
+    # libtpu of the version that fits, to compile for TPUs that are not here.
+    "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "jsonschema>=4.23",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
