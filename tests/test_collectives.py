@@ -11,7 +11,17 @@ HloModule step
 %body (state: (s32[], f32[8])) -> (s32[], f32[8]) {
   %x = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
   %gathered = bf16[16,8]{1,0} all-gather(%x), replica_groups=[4,4]<=[16], dimensions={0}
+  %step.1 = bf16[16,8]{1,0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
+  %step.2 = bf16[16,8]{1,0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.2
   ROOT %scattered = f32[2,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%async_collective_fusion.1 (x: bf16[4,8]) -> bf16[16,8] {
+  %part.1 = bf16[16,8]{1,0} all-gather(%x), channel_id=7, CHAINED
+}
+
+%async_collective_fusion.2 (x: bf16[4,8]) -> bf16[16,8] {
+  %part.2 = bf16[16,8]{1,0} all-gather(%x), channel_id=7, CHAINED
 }
 
 %all-reduce-scatter.1 (input: f32[8,8]) -> f32[2,8] {
@@ -45,12 +55,15 @@ class Mesh:
 
 
 def read(groups="[4,4]<=[16]", num_slices=1):
-    hlo = HLO.replace("GROUPS", groups).replace("PAIRS", "source_target_pairs={{0,4},{4,8}}")
+    chained = 'replica_groups=[4,4]<=[16], frontend_attributes={chain_id="3"}'
+    pairs = "source_target_pairs={{0,4},{4,8}}"
+    hlo = HLO.replace("GROUPS", groups).replace("CHAINED", chained).replace("PAIRS", pairs)
     return collectives.of_program(hlo, Mesh, num_slices=num_slices)
 
 
 def test_loops_multiply():
-    gathered, scattered, summed, moved = sorted(read(), key=lambda c: -c.turns)
+    gathered, in_parts, scattered, summed, moved = sorted(read(), key=lambda c: -c.turns)
+    assert in_parts == gathered
     assert (gathered.kind, gathered.axes, gathered.turns) == ("all-gather", ("fsdp",), 24)
     assert gathered.sent_bytes == 24 * 3 / 4 * 16 * 8 * 2
     assert (scattered.kind, scattered.axes) == ("reduce-scatter", ("data",))

@@ -29,6 +29,7 @@ _MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\]"
     r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
 )
+_CHAIN = re.compile(r'channel_id=(\d+),.*\bchain_id="(\d+)"')
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 
@@ -83,13 +84,18 @@ def of_program(hlo: str, mesh: jax.sharding.Mesh, *, num_slices: int = 1) -> lis
     Returns:
       One item an instruction, but none for those that no device takes part in with another.
     """
-    found = []
+    found, chains = [], set()
     for name, computation in _computations(hlo).items():
         for line in computation.lines if computation.turns else ():
             match = _INSTRUCTION.match(line)
             kind = match and match["operation"].removesuffix("-start")
             if kind not in _KINDS:
                 continue
+            # A TPU spreads one over several fusions, to hide it; each of them shows it whole.
+            if chain := _CHAIN.search(line):
+                if chain.groups() in chains:
+                    continue
+                chains.add(chain.groups())
             group = _group(line, mesh.size)
             coordinates = np.unravel_index(group, mesh.devices.shape)
             axes = tuple(
