@@ -127,9 +127,10 @@ def test_a_tied_embedding_scores_codes_by_their_own_vectors():
 
 
 @pytest.mark.slow
-def test_remat_and_blocks_change_nothing():
+@pytest.mark.parametrize("keeps", ["nothing", "products"])
+def test_remat_and_blocks_change_nothing(keeps):
     config, variables, ids = tiny("fine")
-    sizes = dataclasses.replace(config.transformer, remat=True, query_block=100)
+    sizes = dataclasses.replace(config.transformer, remat=True, remat_keeps=keeps, query_block=100)
     other = dataclasses.replace(config, transformer=sizes)
 
     @functools.partial(jax.jit, static_argnums=0)

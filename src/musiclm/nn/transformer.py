@@ -13,6 +13,9 @@ from musiclm import sharding
 from musiclm.nn import attention
 
 NORM_EPSILON = 1e-6
+# What recomputation may leave alone: nothing, or the results of products with weights, which are
+# most of the work, and not those of attention's, which are most of the memory.
+KEPT = {"nothing": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class TransformerConfig:
       dropout: rate, in training.
       query_block: queries that attention takes at a time.
       remat: computes a block's activations again in the backward pass instead of keeping them.
+      remat_keeps: what it keeps all the same: "nothing", or the "products" with weights.
       dtype: of the computation, "float32" or "bfloat16"; parameters and softmax are float32.
     """
 
@@ -52,6 +56,7 @@ class TransformerConfig:
     dropout: float = 0.1
     query_block: int = 256
     remat: bool = True
+    remat_keeps: str = "nothing"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -81,6 +86,10 @@ class TransformerConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"TransformerConfig.dropout is {self.dropout}: give 0 up to below 1")
+        if self.remat_keeps not in KEPT:
+            raise ValueError(
+                f"TransformerConfig.remat_keeps is {self.remat_keeps!r}: give one of {tuple(KEPT)}"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(
                 f'TransformerConfig.dtype is {self.dtype!r}: give "float32" or "bfloat16"'
@@ -104,7 +113,8 @@ class Transformer(nn.Module):
             cfg.bias_centre,
             name="relative_bias",
         )(x_BTM.shape[1])
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        keeps = KEPT[cfg.remat_keeps]
+        block = nn.remat(Block, prevent_cse=False, policy=keeps) if cfg.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
