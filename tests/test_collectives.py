@@ -97,3 +97,16 @@ def test_slices_are_the_outermost_part_of_the_first_axis():
     assert crossing == {"reduce-scatter", "all-reduce"}
     crossing = {c.kind for c in read(num_slices=4) if c.crosses_slices}
     assert crossing == {"reduce-scatter", "collective-permute"}
+
+
+def test_what_goes_through_the_hosts_crosses_slices():
+    """The compiler splits a sum over slices: within each, and between them through the hosts."""
+    sent = (
+        "  %s = (f32[10]{0}, u32[], token[]) send(%p, %after), channel_id=2, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}",_xla_megascale_transfer_type='
+        '"ALL_REDUCE"}\n'
+    )
+    hlo = f"ENTRY %main (p: f32[10]) -> f32[10] {{\n{sent}}}\n"
+    (summed,) = collectives.of_program(hlo, Mesh, num_slices=2)
+    assert (summed.kind, summed.axes, summed.crosses_slices) == ("all-reduce", ("data",), True)
+    assert summed.sent_bytes == 40

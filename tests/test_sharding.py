@@ -36,9 +36,14 @@ def test_rules_speak_of_trailing_dimensions_and_moments_follow_parameters():
     assert specs["params"]["layers"]["scale"] == P()
 
 
+def abstract_mesh(*sizes):
+    axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return jax.sharding.AbstractMesh(sizes, sharding.AXES, axis_types=axis_types)
+
+
 def specs_on(tree, *sizes):
     """The specs of a tree on a mesh of devices that are not here."""
-    mesh = jax.sharding.AbstractMesh(sizes, sharding.AXES)
+    mesh = abstract_mesh(*sizes)
     return jax.tree.map(lambda s: s.spec, sharding.state_sharding(tree, mesh))
 
 
@@ -100,7 +105,7 @@ def test_slices_are_the_outermost_part_of_data():
 
 def test_a_single_row_is_left_whole():
     """Models are initialised on one."""
-    mesh = jax.sharding.AbstractMesh((2, 2, 1), sharding.AXES)
+    mesh = abstract_mesh(2, 2, 1)
     with jax.sharding.use_abstract_mesh(mesh):
         jax.eval_shape(lambda x: sharding.constrain(x, sharding.ROWS), array(1, 3))
         double = sharding.shard_map(

@@ -30,6 +30,7 @@ _MESH = re.compile(
     r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
 )
 _CHAIN = re.compile(r'channel_id=(\d+),.*\bchain_id="(\d+)"')
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 
@@ -88,6 +89,11 @@ def of_program(hlo: str, mesh: jax.sharding.Mesh, *, num_slices: int = 1) -> lis
     for name, computation in _computations(hlo).items():
         for line in computation.lines if computation.turns else ():
             match = _INSTRUCTION.match(line)
+            if match and match["operation"] == "send":
+                if transfer := _BETWEEN_SLICES.search(line):
+                    kind = transfer[1].lower().replace("_", "-")
+                    found.append(_between_slices(kind, match, computation, mesh, num_slices))
+                continue
             kind = match and match["operation"].removesuffix("-start")
             if kind not in _KINDS:
                 continue
@@ -120,6 +126,26 @@ def of_program(hlo: str, mesh: jax.sharding.Mesh, *, num_slices: int = 1) -> lis
                 )
             )
     return found
+
+
+def _between_slices(
+    kind: str,
+    match: re.Match,
+    computation: _Computation,
+    mesh: jax.sharding.Mesh,
+    num_slices: int,
+) -> Collective:
+    """What a device hands to its host, for the same collective over one device of each slice."""
+    (operand,) = array_bytes(match["shape"])[:1]
+    return Collective(
+        kind=kind,
+        axes=mesh.axis_names[:1],
+        group_size=num_slices,
+        array_bytes=(operand * num_slices if kind == "all-gather" else operand,),
+        turns=computation.turns,
+        in_loop=computation.in_loop,
+        crosses_slices=True,
+    )
 
 
 def _moved(match: re.Match, kind: str, group_size: int) -> tuple[int, ...]:
