@@ -102,7 +102,7 @@ def test_slices_are_the_outermost_part_of_the_first_axis():
 def test_what_goes_through_the_hosts_crosses_slices():
     """The compiler splits a sum over slices: within each, and between them through the hosts."""
     sent = (
-        "  %s = (f32[10]{0}, u32[], token[]) send(%p, %after), channel_id=2, is_host_transfer=true, "
+        "  %s = (f32[10]{0}, u32[], token[]) send(%p, %after), is_host_transfer=true, "
         'frontend_attributes={_xla_megascale_target="{1,2}",_xla_megascale_transfer_type='
         '"ALL_REDUCE"}\n'
     )
