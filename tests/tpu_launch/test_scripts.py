@@ -191,7 +191,9 @@ if os.environ["SLURM_PROCID"] == "0":
     time.sleep(60 if codes[0] != "0" else 0)
 else:
     record("run", *sys.argv[1:])
-    pathlib.Path("codes").write_text(" ".join(codes[1:]) or "0")
+    # Whole or not at all: the other may read meanwhile.
+    pathlib.Path("codes.new").write_text(" ".join(codes[1:]) or "0")
+    os.replace("codes.new", "codes")
     sys.exit(int(codes[0]))
 """
 )
