@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures bench-gm bench-data
+.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures bench-gm bench-data bench-train
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -159,3 +159,13 @@ bench-data: setup-test  ## Measures how data is decoded, tokenized and fed, and 
 		done >$(BENCH_DATA)
 	cat $(BENCH_DATA)
 	.venv/bin/python benchmarks/capacity.py $(BENCH_DATA)
+
+# PyTorch lives in an environment of its own: nothing here depends on it.
+PEERS = $(RUN)/peers
+$(PEERS)/.installed:
+	.venv/bin/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 audiolm-pytorch==2.4.0
+	touch $@
+
+bench-train: setup-test $(PEERS)/.installed  ## Measures training steps beside PyTorch's, and what the loop adds
+	$(KEEP_MEMORY) .venv/bin/python benchmarks/train.py --peer-python $(PEERS)/bin/python
