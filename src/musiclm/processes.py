@@ -36,9 +36,7 @@ def join(*, timeout_seconds: int = 300) -> None:
         raise errors.UserError(
             f"{', '.join(given)} are set, and {error}: set {', '.join(_VARIABLES)}, or none"
         ) from None
-    jax.distributed.initialize(
-        address, count, index, initialization_timeout=timeout_seconds, heartbeat_timeout_seconds=30
-    )
+    jax.distributed.initialize(address, count, index, initialization_timeout=timeout_seconds)
 
 
 def barrier(name: str, timeout_seconds: float) -> None:

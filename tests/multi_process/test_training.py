@@ -89,12 +89,12 @@ def test_one_process_alone_saves_when_asked_to(start):
 
 def test_a_frozen_process_ends_the_job(start):
     """The watchdog of the other tells where it stood."""
-    job = start("frozen", PACE=0.1, bindings=["loop.train.stall_seconds=5.0"])
+    job = start("frozen", PACE=0.1, bindings=["loop.train.stall_seconds=10.0"])
     job.wait_for_step(5)
     job.processes[1].send_signal(signal.SIGSTOP)
-    assert job.processes[0].wait(60) == exit_codes.STALLED
+    assert job.processes[0].wait(120) == exit_codes.STALLED
     told = job.stderr(0)
-    assert "loop.train.stall_seconds is 5" in told
+    assert "loop.train.stall_seconds is 10" in told
     assert "loop.py" in told
     job.kill()
 
