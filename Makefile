@@ -64,7 +64,7 @@ PY = .venv/bin/python -m
 # pages, costs a quarter of the time on a CPU.
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736
 TRAIN = $(KEEP_MEMORY) .venv/bin/musiclm train
-FIT = $(PY) musiclm.bin.fit
+FIT = .venv/bin/musiclm fit
 bind = --gin_bindings='$(1)="$(2)"'
 
 setup-train:

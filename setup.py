@@ -31,7 +31,7 @@ BEAM = [*SHARDS, "apache-beam>=2.77,<3", "scipy>=1.14"]
 TRAIN = [
     *SHARDS,
     "clu>=0.0.12",
-    "optax>=0.2.5",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.11.30",
     "seqio>=0.0.20",
     "tensorboard>=2.19",

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from musiclm import sharding
+from musiclm import processes, sharding
 from musiclm.errors import UserError
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Checkpointer:
       facts: of the checkpoint that was restored; None before.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 2, *, best: str | None = None):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, best: str | None = None):
         """Opens a folder of checkpoints; makes it if needed and clears away unfinished saves.
 
         Args:
@@ -63,7 +63,7 @@ class Checkpointer:
         self._best = best
         self._saving: int | None = None
         self._directory.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+        if processes.is_first():
             for unfinished in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(unfinished)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -155,7 +155,7 @@ class Checkpointer:
                 logging.error("skipped checkpoint %s: %s", folder, error)
                 damaged[folder] = error
                 continue
-            if jax.process_index() == 0:
+            if processes.is_first():
                 for skipped in damaged:
                     _set_aside(skipped)
             self.latest_step, self.facts = step, record.facts
@@ -174,7 +174,7 @@ class Checkpointer:
         with self._explained(step):
             self._orbax.wait_until_finished()
         self.latest_step = step
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._prune()
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ class MetricWriter:
 
     def write_sounds(self, step: int, sounds_NT: Mapping[str, jax.Array], sample_rate: int) -> None:
         """Records waveforms f32 [N, T] to listen to, and pictures of their log-mel spectra."""
-        if not self._writes or not sounds_NT:
+        if not self._writes:
             return
         config = audio.MelConfig(sample_rate=sample_rate)
         players, pictures = {}, {}

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import gin
 import pytest
 
 from musiclm import errors
@@ -41,6 +42,7 @@ def test_a_macro_that_must_be_set_is_named():
 
 def test_a_whole_number_is_a_number():
     configuration.parse([str(FILE)], [*MACROS, "optim.OptimizerConfig.learning_rate=1"])
+    assert gin.query_parameter("optim.OptimizerConfig.learning_rate") == 1
 
 
 @pytest.mark.parametrize(

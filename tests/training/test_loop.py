@@ -23,6 +23,7 @@ class Regression:
         learning_rate=0.2, warmup_steps=0, total_steps=50, schedule="cosine"
     )
     poison_at: int = 10**9
+    spoil_from: int = 10**9
 
     def batch_spec(self, batch_size):
         shapes = {"x": (batch_size, 3), "y": (batch_size,)}
@@ -41,6 +42,9 @@ class Regression:
     def step(self, state, batch, key):
         loss, gradients = jax.value_and_grad(self.loss)(state.params, batch)
         gradients = jax.tree.map(lambda g: g + 1e-3 * jax.random.normal(key, g.shape), gradients)
+        gradients = jax.tree.map(
+            lambda g: jnp.where(state.step < self.spoil_from, g, -g), gradients
+        )
         loss = jnp.where(state.step >= self.poison_at, jnp.nan, loss)
         return state.apply_gradients(gradients, self.optimizer.make()), {"loss": loss}
 
@@ -77,7 +81,7 @@ def run(workdir, num_steps=50, task=None, **options):
         batch_size=16,
         log_every=5,
         eval_every=25,
-        checkpoint_every=10,
+        checkpoint_every=options.pop("checkpoint_every", 10),
         **options,
     )
 
@@ -161,3 +165,16 @@ def test_weight_decay_leaves_biases_and_scales_alone():
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
+
+
+def test_the_best_evaluated_checkpoint_stays(tmp_path):
+    """It gets worse after step 25: the weights are pushed away from where they should be."""
+    run(
+        tmp_path,
+        checkpoint_every=25,
+        keep_best="eval/loss",
+        keep_checkpoints=1,
+        task=Regression(spoil_from=26),
+    )
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == [25, 50]

@@ -1,4 +1,4 @@
-"""Optimizers by hand, averages of weights, gradients in parts."""
+"""Optimizers by hand, and averages of weights."""
 
 import jax
 import jax.numpy as jnp
@@ -55,24 +55,6 @@ def test_adafactor_keeps_rows_and_columns_instead_of_a_matrix():
     sizes = {name: sum(x.size for x in jax.tree.leaves(s)) for name, s in states.items()}
     assert sizes["adamw"] > 2 * 256 * 512
     assert sizes["adafactor"] < 2 * (256 + 512)
-
-
-@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
-def test_gradients_in_parts_are_those_of_the_whole(num_microbatches):
-    rng = np.random.default_rng(0)
-    batch = {"x": rng.normal(size=(8, 3)), "y": rng.normal(size=(8, 4))}
-    batch = jax.tree.map(jnp.asarray, batch)
-
-    def loss_of(params, rows, key):
-        layer = params["layer"]
-        gap = rows["x"] @ layer["kernel"] + layer["bias"] - rows["y"]
-        return jnp.mean(gap**2), {"mean": gap.mean()}
-
-    key = jax.random.key(0)
-    gradients, metrics = optim.mean_gradients(loss_of, PARAMS, batch, key, num_microbatches)
-    expected, whole = jax.grad(loss_of, has_aux=True)(PARAMS, batch, key)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), gradients, expected)
-    np.testing.assert_allclose(metrics["mean"], whole["mean"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

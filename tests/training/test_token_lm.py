@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from musiclm.errors import UserError
 from musiclm.models.token_lm import TokenLM, TokenLMConfig
 from musiclm.nn.transformer import TransformerConfig
 from musiclm.token_spec import TokenSpec
@@ -141,3 +142,25 @@ def test_export_is_what_the_sampler_takes(trained):
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="condition_dropout"):
         dataclasses.replace(task(), condition_dropout=1.0)
+
+
+def test_microbatches_make_the_same_update():
+    """In parts or at once: the losses are means over rows of one length."""
+    batch = {"tokens": LAYOUT.flatten(raw_codes(3))}
+    whole = task()
+    state = whole.init(jax.random.key(0), batch)
+    key = jax.random.key(1)
+    expected, metrics = jax.jit(whole.step)(state, batch, key)
+    in_parts, metrics_in_parts = jax.jit(task(microbatch_size=8).step)(state, batch, key)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_in_parts[name], value, rtol=1e-4, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        in_parts.params,
+        expected.params,
+    )
+
+
+def test_microbatches_that_do_not_divide_are_told():
+    with pytest.raises(UserError, match="microbatch_size is 5 of 32 rows"):
+        task(microbatch_size=5).batch_spec(32)

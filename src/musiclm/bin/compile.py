@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from musiclm import errors, exit_codes
 from musiclm.bin import configuration
 
+MISTAKE = exit_codes.CONFIGURATION
 HELP = "compile a training step for TPUs that are not here: does it fit, how fast can it be"
 EPILOG = """\
 examples:
@@ -47,12 +47,7 @@ _ENVIRONMENT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `musiclm compile`."""
-    parser.add_argument(
-        "--gin_file", action="append", required=True, help="a training run; may be repeated"
-    )
-    parser.add_argument(
-        "--gin_bindings", action="append", default=[], help="override the file; may be repeated"
-    )
+    configuration.add_arguments(parser)
     parser.add_argument(
         "--topology", required=True, help="chip and shape of a slice, such as v5e:16x16"
     )
@@ -65,13 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    try:
-        report = compile_run(
-            args.gin_file, args.gin_bindings, args.topology, slices=args.slices, quick=args.quick
-        )
-    except errors.UserError as error:
-        print(f"musiclm: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return exit_codes.CONFIGURATION
+    report = compile_run(
+        args.gin_file, args.gin_bindings, args.topology, slices=args.slices, quick=args.quick
+    )
     print(json.dumps(report, indent=2) if args.json else _as_text(report))
     return exit_codes.DONE if report["fits"] else exit_codes.CONFIGURATION
 

@@ -3,6 +3,7 @@
 Only modules of `musiclm.bin` know gin.
 """
 
+import argparse
 import contextlib
 import copy
 import difflib
@@ -20,6 +21,14 @@ from musiclm import errors
 _PLAIN = (bool, int, float, str)
 # What gin and the constructors of configs raise for mistakes in a file.
 _MISTAKES = (ValueError, TypeError, AttributeError, ImportError, SyntaxError, OSError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that name a run's configuration."""
+    parser.add_argument("--gin_file", action="append", required=True, help="a run; may be repeated")
+    parser.add_argument(
+        "--gin_bindings", action="append", default=[], help="override the file; may be repeated"
+    )
 
 
 def parse(
@@ -89,8 +98,7 @@ def mistakes_told() -> Iterator[None]:
     try:
         yield
     except _MISTAKES as error:
-        # Its first line: gin appends where in the configuration it happened.
-        told = str(error).strip().splitlines()[0]
+        told = _first_line(error)
         if isinstance(error, errors.UserError):
             raise errors.UserError(told) from error
         if lacking := re.search(r"'(\w+)/gin\.macro'", told):
@@ -100,6 +108,20 @@ def mistakes_told() -> Iterator[None]:
         raise errors.UserError(f"{told}: mend the gin file or the bindings") from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def told_without_gin() -> Iterator[None]:
+    """Takes off a `UserError` what gin appended on its way out of configured functions."""
+    try:
+        yield
+    except errors.UserError as error:
+        raise errors.UserError(_first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    # gin appends lines on where in the configuration it happened.
+    return str(error).strip().splitlines()[0]
 
 
 def _key(reference: Any) -> tuple[str, str]:

@@ -4,13 +4,13 @@ import argparse
 import contextlib
 import functools
 import json
-import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from musiclm import errors
+from musiclm.bin import configuration
 
 HELP = "tell the size of the models in gin files"
 EPILOG = """\
@@ -30,11 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    paths = [pathlib.Path(name) for name in args.gin_files]
-    for path in paths:
-        if not path.is_file():
-            raise errors.UserError(f"there is no gin file {str(path)!r}: check the path")
-    described = [model for path in paths for model in describe(path)]
+    described = [model for path in map(pathlib.Path, args.gin_files) for model in describe(path)]
     if args.json:
         print(json.dumps(described, indent=2))
     else:
@@ -72,22 +68,13 @@ def _parsed(path: pathlib.Path) -> Iterator[None]:
     """The gin state of one file; every error that the file causes becomes a `UserError`."""
     import gin
 
-    gin.clear_config()
-    # Includes are written from the root of the repository: find them from anywhere.
-    for parent in path.resolve().parents:
-        if parent.name == "gin":
-            gin.add_config_file_search_path(str(parent.parent))
-            break
-    logging.disable(logging.ERROR)  # gin logs what it raises, and one line shall do
     try:
-        gin.parse_config_file(str(path))
-        yield
-    except errors.UserError:
-        raise
-    except (ValueError, TypeError, AttributeError, ImportError, SyntaxError, OSError) as error:
-        raise errors.UserError(f"{path}: {error} — mend the file") from error
+        with configuration.mistakes_told():
+            configuration.parse([str(path)])
+            yield
+    except errors.UserError as error:
+        raise errors.UserError(f"{path}: {error}") from error
     finally:
-        logging.disable(logging.NOTSET)
         gin.clear_config()
 
 

@@ -1,42 +1,35 @@
-"""Runs one fit on frozen models or on captions, as its gin file says.
+"""Runs one fit on frozen models or on captions, as its gin file says."""
 
-python -m musiclm.bin.fit --gin_file=gin/train/mini/mulan_quantizer.gin --gin_bindings='…'
-"""
-
-import sys
+import argparse
 from collections.abc import Callable
 
-from absl import app, flags
+from musiclm import exit_codes
+from musiclm.bin import compilation_cache, configuration
 
-from musiclm import errors
-from musiclm.bin import compilation_cache
+MISTAKE = exit_codes.CONFIGURATION
+HELP = "fit quantizers, clusters or a vocabulary, as a gin file says"
+EPILOG = """\
+examples:
+  musiclm fit --gin_file gin/train/mini/vocabulary.gin --gin_bindings 'CORPUS="corpus"' …
+
+The top of a gin file tells which macros must be set.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `musiclm fit`."""
+    configuration.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    compilation_cache.enable()
+    configuration.parse(args.gin_file, args.gin_bindings)
+    with configuration.told_without_gin():
+        fit(**configuration.resolve(fit))
+    return exit_codes.DONE
 
 
 def fit(what: Callable[[], None]) -> None:
     """Runs `what`, a fully bound function such as `@quantizers.fit_semantic_clusters`."""
     what()
-
-
-def main(argv: list[str]) -> None:
-    """Parses the configuration and runs what it names."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: give --gin_file=FILE")
-    compilation_cache.enable()
-    import gin
-
-    # A gin file names this function by its module, which runs as __main__ here.
-    from musiclm.bin.fit import fit
-
-    gin.parse_config_files_and_bindings(flags.FLAGS.gin_file, flags.FLAGS.gin_bindings)
-    try:
-        gin.get_configurable(fit)()
-    except errors.UserError as error:
-        # Its first line: gin appends where in the configuration it happened.
-        print(f"musiclm.bin.fit: error: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    flags.DEFINE_multi_string("gin_file", None, "what to fit, and how", required=True)
-    flags.DEFINE_multi_string("gin_bindings", [], "overrides of the gin file")
-    app.run(main)

@@ -1,11 +1,13 @@
 """Generates music from text: one WAV file a prompt and a manifest.jsonl."""
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 from musiclm import api, errors
 from musiclm.bin import compilation_cache, staging
@@ -45,44 +47,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"name of a bundled model or folder of a bundle (default: {api.DEFAULT_MODEL})",
     )
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
-    for stage in api.STAGES:
-        parser.add_argument(
-            f"--guidance-{stage}",
-            type=float,
-            metavar="G",
-            help=f"{stage} stage: follow the condition G times as far, for twice the time; 1 is "
-            "none (default: the model's own)",
-        )
-    for stage in api.STAGES:
-        parser.add_argument(
-            f"--temperature-{stage}",
-            type=float,
-            metavar="T",
-            help=f"of the {stage} stage; 0 takes the likeliest token (default: the model's own)",
-        )
-    for stage in api.STAGES:
-        parser.add_argument(
-            f"--top-k-{stage}",
-            type=int,
-            metavar="K",
-            help=f"{stage} stage: draw from the K likeliest tokens (default: from all)",
-        )
-    for stage in api.STAGES:
-        parser.add_argument(
-            f"--top-p-{stage}",
-            type=float,
-            metavar="P",
-            help=f"{stage} stage: draw from the likeliest tokens of probability P together "
-            "(default: from all)",
-        )
+    for name, option in _SAMPLING.items():
+        for stage in api.STAGES:
+            parser.add_argument(
+                option.flag(name, stage),
+                type=option.type,
+                metavar=option.metavar,
+                help=f"{stage} stage: {option.help} (default: the model's own)",
+            )
 
 
-# Checked here as well as in the sampler: before JAX is imported and a model loaded.
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """A field of `Sampling` on the command line.
+
+    Checked here as well as in the sampler: before JAX is imported and a model loaded.
+    """
+
+    type: Callable[[str], float | int]
+    metavar: str
+    help: str
+    is_valid: Callable[[float | int], bool]
+    wish: str
+
+    @staticmethod
+    def flag(name: str, stage: str) -> str:
+        return f"--{name.replace('_', '-')}-{stage}"
+
+
 _SAMPLING = {
-    "guidance": (lambda value: 0 <= value < math.inf, "0 or a positive number"),
-    "temperature": (lambda value: 0 <= value < math.inf, "0 or a positive number"),
-    "top_k": (lambda value: value >= 1, "a whole number from 1"),
-    "top_p": (lambda value: 0 < value <= 1, "a number above 0 and up to 1"),
+    "guidance": _Option(
+        float,
+        "G",
+        "follow the condition G times as far, for twice the time; 1 is none",
+        lambda value: 0 <= value < math.inf,
+        "0 or a positive number",
+    ),
+    "temperature": _Option(
+        float,
+        "T",
+        "of the drawing; 0 takes the likeliest token",
+        lambda value: 0 <= value < math.inf,
+        "0 or a positive number",
+    ),
+    "top_k": _Option(
+        int,
+        "K",
+        "draw from the K likeliest tokens",
+        lambda value: value >= 1,
+        "a whole number from 1",
+    ),
+    "top_p": _Option(
+        float,
+        "P",
+        "draw from the likeliest tokens of probability P together",
+        lambda value: 0 < value <= 1,
+        "a number above 0 and up to 1",
+    ),
 }
 
 
@@ -90,13 +111,12 @@ def _sampling(args: argparse.Namespace) -> dict[str, dict[str, float | int]]:
     """The sampling options that were given, by stage, checked."""
     given: dict[str, dict[str, float | int]] = {stage: {} for stage in api.STAGES}
     for stage, options in given.items():
-        for name, (is_valid, wish) in _SAMPLING.items():
+        for name, option in _SAMPLING.items():
             value = getattr(args, f"{name}_{stage}")
             if value is None:
                 continue
-            if not is_valid(value):
-                flag = f"--{name.replace('_', '-')}-{stage}"
-                raise errors.UserError(f"{flag} is {value}: give {wish}")
+            if not option.is_valid(value):
+                raise errors.UserError(f"{option.flag(name, stage)} is {value}: give {option.wish}")
             options[name] = value
     return given
 

@@ -3,8 +3,8 @@
 Nothing at the top of this module, nor of the subcommands' modules, imports JAX: `--help` and a
 mistyped argument answer at once.
 
-Exit codes: 0 done, 1 a fault of the program (with a traceback), 2 something that the person can
-mend (one line on stderr), 130 interrupted; `train` has more, see train.py.
+Exit codes: see `musiclm.exit_codes`. What the person can mend is told in one line on stderr, with
+the code `MISTAKE` of the command's module, or else 2.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import musiclm
-from musiclm import errors
-from musiclm.bin import compile, data, describe, generate, pack, tokenize, train
+from musiclm import errors, exit_codes
+from musiclm.bin import compile, data, describe, fit, generate, pack, tokenize, train
 
 _EPILOG = """\
 examples:
@@ -34,6 +34,7 @@ _COMMANDS = {
     "data": data,
     "tokenize": tokenize,
     "pack": pack,
+    "fit": fit,
     "train": train,
     "compile": compile,
 }
@@ -73,7 +74,8 @@ def _build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             epilog=module.EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(command_run=module.run)
+        mistake = getattr(module, "MISTAKE", exit_codes.USAGE)
+        command.set_defaults(command_run=module.run, mistake=mistake)
         # Only of the command in use: those of `data` belong to the corpora, and cost imports.
         if name in argv:
             module.add_arguments(command)
@@ -106,19 +108,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code, see the top of this file.
     """
+    mistake = exit_codes.USAGE
     try:
         argv = sys.argv[1:] if argv is None else argv
         args = _parse(argv)
+        mistake = args.mistake
         command: Callable[[argparse.Namespace], int] = args.command_run
         with _polite_kill():
             return command(args)
     except errors.UserError as error:
         # One line, whatever the message was made of: scripts read the last line of stderr.
         print(f"musiclm: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return mistake
     except KeyboardInterrupt:
         print("musiclm: interrupted", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; keep the interpreter's last flush quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

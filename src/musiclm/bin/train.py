@@ -7,9 +7,10 @@ gate, 78 a configuration, data set or checkpoint that can't be used.
 import argparse
 import sys
 
-from musiclm import errors, exit_codes
+from musiclm import exit_codes
 from musiclm.bin import compilation_cache, configuration
 
+MISTAKE = exit_codes.CONFIGURATION
 HELP = "train a model, as its gin file says"
 EPILOG = """\
 examples:
@@ -25,12 +26,7 @@ tell; `python -m tpu_launch` starts them.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `musiclm train`."""
-    parser.add_argument(
-        "--gin_file", action="append", required=True, help="what to train, and how; may be repeated"
-    )
-    parser.add_argument(
-        "--gin_bindings", action="append", default=[], help="override the file; may be repeated"
-    )
+    configuration.add_arguments(parser)
     parser.add_argument(
         "--check", action="store_true", help="check configuration, data and checkpoint, then stop"
     )
@@ -41,14 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    try:
-        return _train(args)
-    except errors.UserError as error:
-        print(f"musiclm: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return exit_codes.CONFIGURATION
-
-
-def _train(args: argparse.Namespace) -> int:
     compilation_cache.enable()
     from absl import logging
 
@@ -60,7 +48,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.distributed:
         processes.join()
     try:
-        loop.train(**configuration.resolve(loop.train), check_only=args.check)
+        with configuration.told_without_gin():
+            loop.train(**configuration.resolve(loop.train), check_only=args.check)
     except interruption.Preempted as stop:
         print(f"musiclm: {stop}: start again to go on", file=sys.stderr)
         return exit_codes.PREEMPTED

@@ -1,6 +1,7 @@
 """The one training loop: every model goes through it, on two cores or on a pod."""
 
 import concurrent.futures
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ def train(
     eval_every: int = 500,
     checkpoint_every: int = 500,
     keep_checkpoints: int = 2,
+    keep_best: str | None = None,
     stall_seconds: float = 600.0,
     ready_seconds: float = 1_800.0,
     profile_steps: tuple[int, int] | None = None,
@@ -61,9 +63,12 @@ def train(
       rules: where parameters lie, see `sharding.RULES`.
       log_every, eval_every, checkpoint_every: in steps.
       keep_checkpoints: how many of the newest stay.
+      keep_best: a metric such as "eval/loss"; of the steps that are evaluated and saved, the one
+        where it is lowest stays as well.
       stall_seconds: how long a step, an evaluation or a save may take before the process ends
         itself.
-      ready_seconds: how long the processes wait for one another to have compiled.
+      ready_seconds: how long the processes wait for one another to have checked their data and
+        compiled.
       profile_steps: the first step to trace and the one after the last.
       check_only: returns once everything is found in order, before anything is compiled.
 
@@ -86,53 +91,56 @@ def train(
         "host": jax.process_index(),
         "num_hosts": jax.process_count(),
     }
-    for source in filter(None, (dataset, eval_dataset)):
-        check_batch(next(source(start_step=0, **stream)), built.batch)
     monitor = health.HealthMonitor(task.health())
     origin = {"seed": seed, "data": data}
-    # Hosts check their part of the data, and compile, for minutes more or less than others; a
-    # collective does not wait that long.
-    processes.barrier("data", ready_seconds)
 
     with (
         jax.sharding.set_mesh(devices),
-        checkpoint.Checkpointer(workdir / "checkpoints", keep=keep_checkpoints) as checkpoints,
+        checkpoint.Checkpointer(
+            workdir / "checkpoints", keep=keep_checkpoints, best=keep_best
+        ) as checkpoints,
     ):
-        state = None
+        state, facts, start = None, {}, 0
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(built.state)
-            check_origin(checkpoints.facts, origin, workdir)
+            facts, start = checkpoints.facts, checkpoints.latest_step
+            check_origin(facts, origin, workdir)
+        batches = dataset(start_step=start, **stream)
+        first = next(batches)
+        check_batch(first, built.batch)
+        batches = prefetch(itertools.chain([first], batches))
+        if eval_dataset:
+            check_batch(next(eval_dataset(start_step=0, **stream)), built.batch)
         if check_only:
             return built.state
         run_step = built.step.lower(built.state, built.batch).compile()
-        evaluate = built.evaluate.lower(built.state, built.batch).compile()
-        initialize = built.init.lower().compile()
-        processes.barrier("compiled", ready_seconds)
-        if state is None:
+        if eval_dataset:
+            evaluate = built.evaluate.lower(built.state, built.batch).compile()
+        initialize = built.init.lower().compile() if state is None else None
+        # Some hosts check their data and compile for minutes more than others; a collective does
+        # not wait that long.
+        processes.barrier("ready", ready_seconds)
+        if initialize:
             state = initialize()
-        start, facts = int(state.step), checkpoints.facts or {}
         measured = meter.Meter(
             built,
             started=facts.get("started"),
             productive_seconds=facts.get("productive_seconds", 0.0),
         )
 
-        def save(count: int) -> None:
-            with measured.measure("checkpoint"):
-                checkpoints.save(count, state, facts=origin | measured.facts())
-
-        def evaluation(count: int) -> None:
+        def evaluation(count: int) -> dict[str, float]:
             held_out = eval_dataset(start_step=0, **stream)
             results = []
             for _ in range(num_eval_batches):
                 batch = sharding.to_devices(next(held_out), devices)
                 results.append(evaluate(state, batch))
                 watchdog.beat()
-            writer.write(count, average(results, prefix="eval/"))
-            if isinstance(task, program.Audible):
+            averages = average(results, prefix="eval/")
+            writer.write(count, averages)
+            if built.sounds:
                 writer.write_sounds(count, built.sounds(state, batch), task.sample_rate)
+            return averages
 
-        batches = prefetch(dataset(start_step=start, **stream))
         progress = tqdm.tqdm(
             range(start, num_steps),
             initial=start,
@@ -167,11 +175,14 @@ def train(
                     writer.write(count, values | measured.rates(count - logged))
                     progress.set_postfix(loss=f"{values['loss']:.4g}")
                     logged = count
+                evaluated = {}
                 if eval_dataset and (count % eval_every == 0 or count == num_steps):
-                    evaluation(count)
+                    evaluated = evaluation(count)
                 stopping = stop.reached(count)
                 if stopping or count % checkpoint_every == 0 or count == num_steps:
-                    save(count)
+                    with measured.measure("checkpoint"):
+                        facts = origin | measured.facts()
+                        checkpoints.save(count, state, facts=facts, metrics=evaluated)
                     watchdog.beat()
                 if stopping and count < num_steps:
                     raise interruption.Preempted(f"saved at step {count} of {num_steps}")

@@ -1,7 +1,6 @@
-"""Optimizers, learning-rate schedules, averages of weights, gradients of large batches."""
+"""Optimizers, learning-rate schedules, averages of weights."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -140,41 +139,3 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 def averaged(params: Any, opt_state: optax.OptState) -> Any:
     """The average of the weights if the optimizer keeps one, else the weights."""
     return optax.tree.get(opt_state, "average", params)
-
-
-def mean_gradients(
-    loss_of: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]],
-    params: Any,
-    batch: Any,
-    key: jax.Array,
-    num_microbatches: int,
-) -> tuple[Any, Any]:
-    """Gradients and metrics of a batch in parts, one after another, for a part's memory.
-
-    Each device's own rows are dealt to all parts: nothing moves between devices.
-
-    Args:
-      loss_of: (params, part of the batch, key) to the mean loss over its rows, and metrics.
-      params: to differentiate by.
-      batch: a tree of arrays, rows first.
-      key: of the randomness; each part gets its own.
-      num_microbatches: parts; divides the rows.
-
-    Returns:
-      The gradients and the metrics, means over the parts.
-    """
-    gradients_of = jax.grad(loss_of, has_aux=True)
-    if num_microbatches == 1:
-        return gradients_of(params, batch, key)
-
-    def dealt(x):
-        return x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, gradients_of(params, *part)), None
-
-    parts = jax.tree.map(dealt, batch), jax.random.split(key, num_microbatches)
-    first = jax.eval_shape(gradients_of, params, *jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-    total, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda x: x / num_microbatches, total)

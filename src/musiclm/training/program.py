@@ -64,7 +64,7 @@ class Program:
       step: (state, batch) -> (state, metrics), jitted; the state given is used up.
       evaluate: (state, batch) -> metrics, jitted.
       forward: (state, batch) -> what a step differentiates; only ever traced.
-      sounds: (state, batch) -> waveforms by name, jitted; none unless the task is `Audible`.
+      sounds: (state, batch) -> waveforms by name, jitted; None unless the task is `Audible`.
     """
 
     mesh: jax.sharding.Mesh
@@ -74,7 +74,7 @@ class Program:
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
     forward: Callable[[Any, Any], Any]
-    sounds: Callable[[Any, Any], dict[str, jax.Array]]
+    sounds: Callable[[Any, Any], dict[str, jax.Array]] | None
 
     def training_flops(self) -> int:
         """Operations that the model asks of a step, on all devices together; see `flops`."""
@@ -125,11 +125,9 @@ def build(
     def forward(state, batch):
         return task.forward(state, batch, step_key)
 
-    def sounds(state, batch):
-        return task.sounds(state, batch) if isinstance(task, Audible) else {}
-
     shapes = jax.eval_shape(init)
     where = sharding.state_sharding(shapes, mesh, rules)
+    whole = NamedSharding(mesh, PartitionSpec())
     return Program(
         mesh=mesh,
         state=sharding.abstract(shapes, where),
@@ -138,5 +136,5 @@ def build(
         step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
         evaluate=jax.jit(evaluate),
         forward=forward,
-        sounds=jax.jit(sounds, out_shardings=NamedSharding(mesh, PartitionSpec())),
+        sounds=jax.jit(task.sounds, out_shardings=whole) if isinstance(task, Audible) else None,
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm import errors
 from musiclm.models.token_lm import TokenLM, TokenLMConfig
 from musiclm.training import health, optim
 from musiclm.training.state import TrainState
@@ -25,25 +26,22 @@ class TokenLMTask:
       optimizer: AdamW and its schedule.
       condition_dropout: fraction of the rows whose whole prefix is replaced by the null
         identifier, for classifier-free guidance.
-      num_microbatches: parts that a batch is taken in, one after another, for less memory.
+      microbatch_size: rows of the global batch that are taken at once, one part after another, for
+        a part's memory; a divisor of the batch, and a multiple of the devices that rows lie over.
+        None takes all.
       learned_after: the step from which the loss must be below that of guessing.
     """
 
     config: TokenLMConfig
     optimizer: optim.OptimizerConfig
     condition_dropout: float = 0.0
-    num_microbatches: int = 1
+    microbatch_size: int | None = None
     learned_after: int = 1_000
 
     def __post_init__(self):
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(
                 f"TokenLMTask.condition_dropout is {self.condition_dropout}: give 0 up to below 1"
-            )
-        if self.num_microbatches < 1:
-            raise ValueError(
-                f"TokenLMTask.num_microbatches is {self.num_microbatches}: give 1 or more, a "
-                "divisor of the rows on a device"
             )
 
     @property
@@ -52,7 +50,16 @@ class TokenLMTask:
         return TokenLM(self.config)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Sequences of the layout."""
+        """Sequences of the layout.
+
+        Raises:
+          UserError: microbatches do not divide the batch.
+        """
+        if self.microbatch_size is not None and batch_size % self.microbatch_size:
+            raise errors.UserError(
+                f"TokenLMTask.microbatch_size is {self.microbatch_size} of {batch_size} rows: give "
+                "a divisor"
+            )
         shape = (batch_size, self.config.layout.sequence_length)
         return {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32)}
 
@@ -76,16 +83,21 @@ class TokenLMTask:
         else:
             inputs_BS = ids_BS
 
-        def loss_of(params, rows, key):
-            inputs_BS, ids_BS = rows
+        def loss_of(params, inputs_BS, ids_BS, rows_B):
+            rngs = {"dropout": jax.random.fold_in(dropout_key, rows_B[0])}  # each part its own
             logits_BTQK = self.model.apply(
-                {"params": params}, inputs_BS, deterministic=False, rngs={"dropout": key}
+                {"params": params}, inputs_BS, deterministic=False, rngs=rngs
             )
             return self._score(logits_BTQK, ids_BS)
 
-        gradients, metrics = optim.mean_gradients(
-            loss_of, state.params, (inputs_BS, ids_BS), dropout_key, self.num_microbatches
+        gradients_of = optax.microbatching.microbatch(
+            jax.grad(loss_of, has_aux=True),
+            argnums=(1, 2, 3),
+            microbatch_size=self.microbatch_size,
+            accumulator=optax.microbatching.AccumulationType.MEAN,
         )
+        rows_B = jnp.arange(len(ids_BS))
+        gradients, metrics = gradients_of(state.params, inputs_BS, ids_BS, rows_B)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = jnp.asarray(self.optimizer.rate(state.step), jnp.float32)
         return state.apply_gradients(gradients, self.optimizer.make()), metrics
