@@ -1,15 +1,17 @@
-"""What tokenizing costs: with a bundle, in time; in the papers' sizes, in operations.
+"""How many times faster than real time tokenizing is on JAX's first device, decoding left out.
 
-How many times faster than real time a bundle's three tokenizers are on JAX's first device, as
-`musiclm tokenize` calls them, decoding left out. And the floating-point operations of an hour of
-sound in those of gin/models/*/base.gin, by their jaxprs: nothing of that size is computed. One JSON
-line each; run it from the root of the repository.
+With a bundle, as `musiclm tokenize` calls it; and in the papers' sizes (gin/models/*/base.gin) with
+random weights, without captions, where the operations of an hour of sound are told as well. One
+JSON line each; run it from the root of the repository.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import gin
 import jax
@@ -23,8 +25,8 @@ from musiclm.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm.models.w2v_bert import W2vBert, W2vBertConfig
 
 
-def base_flops_an_hour(window_seconds: float) -> float:
-    """Operations of the base tokenizers on an hour of sound in windows; of captions nothing."""
+def base_encoders(window_seconds: float) -> list[tuple[Callable, Any, np.ndarray]]:
+    """The papers' tokenizers: functions of variables and a waveform, and what gives both."""
     for model in ("soundstream", "w2v_bert", "mulan"):
         gin.parse_config_file(f"gin/models/{model}/base.gin")
     codec, semantic, mulan = (
@@ -33,33 +35,50 @@ def base_flops_an_hour(window_seconds: float) -> float:
     )
     # As its training exports it: without the blocks above the features.
     semantic = dataclasses.replace(semantic, mlm_blocks=semantic.feature_layer)
+    rng = np.random.default_rng(0)
 
-    def cost(module, init_args, method, sample_rate, **options):
-        streams = ("params", "dropout", "mask", "gumbel")
-        keys = {name: jax.random.key(0) for name in streams}
-        variables = jax.eval_shape(lambda: module.init(keys, *init_args, **options))
-        waveform = jax.ShapeDtypeStruct((1, round(window_seconds * sample_rate)), np.float32)
-        return forward_flops(lambda v, x: module.apply(v, x, method=method), variables, waveform)
+    def encoder(module, init_args, method, sample_rate, **options):
+        keys = {name: jax.random.key(0) for name in ("params", "dropout", "mask", "gumbel")}
+        init = jax.jit(lambda: module.init(keys, *init_args, **options))
+        length = round(window_seconds * sample_rate)
+        waveform_BT = rng.normal(scale=0.1, size=(1, length)).astype(np.float32)
+        return functools.partial(module.apply, method=method), init, waveform_BT
 
     frames = semantic.frame_rate
-    of_a_window = (
-        cost(SoundStream(codec), [np.zeros((1, codec.hop_length))], "encode", codec.sample_rate),
-        cost(
+    return [
+        encoder(SoundStream(codec), [np.zeros((1, codec.hop_length))], "encode", codec.sample_rate),
+        encoder(
             W2vBert(semantic),
             [np.zeros((1, frames * semantic.hop_length)), np.zeros((1, frames), bool), 1.0],
             "features",
             semantic.sample_rate,
             deterministic=True,
         ),
-        cost(
+        encoder(
             MuLan(mulan),
             [np.zeros((1, mulan.window_samples)), np.zeros((1, 8), np.int32)],
             "embed_windows",
             mulan.sample_rate,
             train=False,
         ),
-    )
-    return sum(of_a_window) * 3600 / window_seconds
+    ]
+
+
+def fastest(run: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest of some calls, after one that compiles."""
+    jax.block_until_ready(run())
+    spent = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        spent.append(time.perf_counter() - start)
+    return min(spent)
+
+
+def report(name: str, value: float, unit: str, **more: Any) -> None:
+    """Prints a figure, to four digits."""
+    line = {"name": name, "value": float(f"{value:.4g}"), "unit": unit, **more}
+    print(json.dumps(line | {"device": jax.devices()[0].device_kind}), flush=True)
 
 
 def main() -> None:
@@ -83,17 +102,19 @@ def main() -> None:
         for index in range(args.batch_size)
     ]
     encode = encoder.load()
-    encode(windows)  # compiles
-    spent = []
-    for _ in range(args.repeats):
-        start = time.perf_counter()
-        encode(windows)
-        spent.append(time.perf_counter() - start)
-    value = args.batch_size * args.window_seconds / min(spent)
-    line = {"name": "tokenize", "value": round(value, 1), "unit": "x real time"}
-    print(json.dumps(line | {"device": jax.devices()[0].device_kind, "bundle": args.bundle}))
-    flops = base_flops_an_hour(args.window_seconds)
-    print(json.dumps({"name": "tokenize_base", "value": flops, "unit": "FLOP an hour of sound"}))
+    seconds = fastest(lambda: encode(windows), args.repeats)
+    sound = args.batch_size * args.window_seconds
+    report("tokenize", sound / seconds, "x real time", bundle=args.bundle)
+
+    seconds, flops = 0.0, 0
+    for function, init, waveform_BT in base_encoders(args.window_seconds):
+        variables = init()
+        flops += forward_flops(function, variables, waveform_BT)
+        compiled = jax.jit(function)
+        seconds += fastest(lambda: compiled(variables, waveform_BT), args.repeats)  # noqa: B023
+    report("tokenize_base", args.window_seconds / seconds, "x real time")
+    an_hour = 3600 / args.window_seconds
+    report("tokenize_base_operations", flops * an_hour, "FLOP an hour of sound")
 
 
 if __name__ == "__main__":
