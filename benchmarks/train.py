@@ -266,8 +266,10 @@ def overhead(args: argparse.Namespace) -> None:
             log_every=LOG_EVERY,
             checkpoint_every=(args.turns // 2 + 1) * LOG_EVERY,
         )
-    percent = 100 * (1 / spent.speedup - 1)
-    report("train_loop", percent, "% over the step alone", reach=3.0, ok=percent <= 3)
+    percents = [100 * (a / b - 1) for a, b in zip(spent.ours, spent.peer, strict=True)]
+    middle, high = statistics.quantiles(percents, n=4)[1:]
+    # By the upper quartile: on a busy machine noise must not pass for speed.
+    report("train_loop", middle, "% over the step alone", reach=3.0, ok=high <= 3, quartile=high)
 
 
 def main() -> None:
