@@ -261,11 +261,13 @@ time.sleep(60)
 
 def test_jax_finds_its_peers_in_slurm(make_job, programs, tmp_path):
     group = """
+import os
 import jax
 jax.distributed.initialize()
 from jax.experimental import multihost_utils
 ids = multihost_utils.process_allgather(jax.numpy.array([jax.process_index()]))
-print("group of", jax.process_count(), sorted(ids.ravel().tolist()), flush=True)
+line = f"group of {jax.process_count()} {sorted(ids.ravel().tolist())}\\n"
+os.write(1, line.encode())  # whole: both processes write to the same pipe
 """
     programs(srun=SRUN, scontrol=SCONTROL, musiclm=group)
     environment = _slurm(tmp_path, JAX_PLATFORMS="cpu", JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo")
