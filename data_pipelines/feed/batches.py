@@ -12,6 +12,7 @@ import seqio
 from data_pipelines import manifest
 from data_pipelines.feed import tasks
 from data_pipelines.feed.converter import AudioConverter, PrefixDecoderConverter, sequence_lengths
+from data_pipelines.feed.examples import CAPTION_WEIGHTS
 from data_pipelines.feed.source import Place
 from data_pipelines.feed.tasks import Corpus
 from musiclm.tokens.layout import StageLayout
@@ -25,6 +26,7 @@ def token_sequences(
     corpora: Sequence[Corpus],
     layout: StageLayout,
     conditioning: str = "audio",
+    caption_weights: Mapping[str, float] = CAPTION_WEIGHTS,
     encoder: str | None = None,
     split: str = "train",
     seed: int,
@@ -39,6 +41,7 @@ def token_sequences(
       corpora: of token data sets; several are mixed by their weights.
       layout: of the stage.
       conditioning: where MuLan codes come from: "audio" (the paper), "text" or "mixed".
+      caption_weights: of each kind of caption, where codes come from text; as MuLan does.
       encoder: digest of the tokenizers that must have made the tokens; None takes any.
       split: "train" or "validation".
       seed: of the order and of every draw.
@@ -52,7 +55,13 @@ def token_sequences(
     Raises:
       shards.ShardError: a data set is missing, damaged, or not for this stage.
     """
-    name = tasks.register_tokens(corpora, layout, conditioning=conditioning, encoder=encoder)
+    name = tasks.register_tokens(
+        corpora,
+        layout,
+        conditioning=conditioning,
+        caption_weights=caption_weights,
+        encoder=encoder,
+    )
     return _iterate(
         name,
         sequence_lengths(layout),

@@ -20,8 +20,8 @@ from musiclm.tokens.layout import Segment, StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
 CONDITIONING = ("audio", "text", "mixed")
-# MuLan's mix of caption kinds (section 4.1 there), in the order of `manifest.CAPTION_KINDS`.
-_KIND_WEIGHTS = np.array([2.0, 2.0, 1.0, 1.0])
+# MuLan's mix of caption kinds (section 4.1 there).
+CAPTION_WEIGHTS = {"short": 2.0, "long": 2.0, "playlist": 1.0, "tags": 1.0}
 _MULAN_SECONDS = 10
 
 Batch = dict[str, np.ndarray]
@@ -57,6 +57,7 @@ class TokenExamples:
         layout: StageLayout,
         *,
         conditioning: str = "audio",
+        caption_weights: Mapping[str, float] = CAPTION_WEIGHTS,
         encoder: str | None = None,
     ):
         """Opens a data set of tokens for a stage.
@@ -66,16 +67,27 @@ class TokenExamples:
           layout: of the stage's sequences.
           conditioning: where MuLan codes come from: "audio" (MusicLM), "text" (of a drawn caption)
             or "mixed" (either, evenly). A window without captions is conditioned on its sound.
+          caption_weights: how often each kind of caption is drawn, one weight above 0 for each of
+            `manifest.CAPTION_KINDS`.
           encoder: digest of the tokenizers that must have made the data set; None takes any.
 
         Raises:
-          ValueError: `conditioning` is none of these.
+          ValueError: `conditioning` or `caption_weights` are none of these.
           shards.ShardError: no such data set, or it lacks streams, time or levels for the stage.
         """
         if conditioning not in CONDITIONING:
             raise ValueError(f"conditioning is {conditioning!r}: choose one of {CONDITIONING}")
+        if (
+            set(caption_weights) != set(manifest.CAPTION_KINDS)
+            or min(caption_weights.values()) <= 0
+        ):
+            raise ValueError(
+                f"caption_weights is {dict(caption_weights)}: give a number above 0 for each of "
+                f"{manifest.CAPTION_KINDS}"
+            )
         segments = (*layout.prefix, layout.target)
         self._conditioning = conditioning
+        self._caption_weights = caption_weights
         self._codebook_sizes = {segment.source: segment.codebook_size for segment in segments}
         streams = set(self._codebook_sizes)
         if "mulan" in streams and conditioning != "audio":
@@ -165,6 +177,7 @@ class TokenExamples:
                 texts_NQ[:, 0],
                 np.array([len(text) for text in texts]),
                 rows.uniform(seed, rows_R, Purpose.CAPTION),
+                self._caption_weights,
             )
             from_text_R = chosen_R >= 0
             if self._conditioning == "mixed":
@@ -276,21 +289,28 @@ def choose_window(
     return (best_RW.cumsum(axis=1) > nth_R[:, None]).argmax(axis=1)
 
 
-def choose_captions(kinds_N: np.ndarray, counts_R: np.ndarray, draws_R: np.ndarray) -> np.ndarray:
-    """One caption a row: by kind 2:2:1:1 and evenly within a kind.
+def choose_captions(
+    kinds_N: np.ndarray,
+    counts_R: np.ndarray,
+    draws_R: np.ndarray,
+    weights: Mapping[str, float] = CAPTION_WEIGHTS,
+) -> np.ndarray:
+    """One caption a row: by the weight of its kind, and evenly within a kind.
 
     Args:
       kinds_N: index in `manifest.CAPTION_KINDS` of the captions of all rows, one row after another.
       counts_R: captions of each row.
       draws_R: from [0, 1).
+      weights: of each of `manifest.CAPTION_KINDS`.
 
     Returns:
       Places in `kinds_N`, int64 [R]; -1 for a row that has none.
     """
     row_N = np.repeat(np.arange(len(counts_R)), counts_R)
     kinds_N = kinds_N.astype(np.int64)
-    alike_N = row_N * len(_KIND_WEIGHTS) + kinds_N
-    weights_N = _KIND_WEIGHTS[kinds_N] / np.bincount(alike_N)[alike_N]
+    alike_N = row_N * len(manifest.CAPTION_KINDS) + kinds_N
+    weights_K = np.array([weights[kind] for kind in manifest.CAPTION_KINDS])
+    weights_N = weights_K[kinds_N] / np.bincount(alike_N)[alike_N]
     totals_R = np.bincount(row_N, weights_N, minlength=len(counts_R))
     ends_R = np.cumsum(counts_R)
     sums_N = np.cumsum(weights_N)

@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 
 from data_pipelines import shards
-from data_pipelines.feed.examples import AudioExamples, Examples, TokenExamples
+from data_pipelines.feed.examples import CAPTION_WEIGHTS, AudioExamples, Examples, TokenExamples
 from data_pipelines.feed.source import RowMixture, RowSource
 from musiclm.tokens.layout import StageLayout
 from musiclm.tokens.wordpiece import WordPiece
@@ -53,6 +53,7 @@ def register_tokens(
     layout: StageLayout,
     *,
     conditioning: str = "audio",
+    caption_weights: Mapping[str, float] = CAPTION_WEIGHTS,
     encoder: str | None = None,
 ) -> str:
     """Registers the corpora's tasks of a stage; names that are taken pass to these.
@@ -60,7 +61,7 @@ def register_tokens(
     Args:
       corpora: of token data sets.
       layout: of the stage.
-      conditioning, encoder: see `TokenExamples`.
+      conditioning, caption_weights, encoder: see `TokenExamples`.
 
     Returns:
       The name to get: "gm_semantic", or "gm_fma_semantic" for a mixture.
@@ -82,7 +83,13 @@ def register_tokens(
     }
 
     def open_folder(folder: str) -> TokenExamples:
-        return TokenExamples(folder, layout, conditioning=conditioning, encoder=encoder)
+        return TokenExamples(
+            folder,
+            layout,
+            conditioning=conditioning,
+            caption_weights=caption_weights,
+            encoder=encoder,
+        )
 
     return _register(corpora, layout.stage, features, open_folder)
 

@@ -162,6 +162,10 @@ def test_aligned_is_what_the_prefix_has_at_the_moment_of_the_next_token(spec, st
     for position in range(first - 1, layout.sequence_length - 1):
         found = aligned[position][aligned[position] >= 0]
         wanted = [p for p in range(first) if times[p] == times[position + 1]]
-        assert found.tolist() == wanted
-    count = {"semantic": 0, "coarse": 1, "fine": spec.num_coarse_codebooks}[stage]
+        assert found.tolist() == (list(range(first)) if stage == "semantic" else wanted)
+    count = {
+        "semantic": spec.num_mulan_codebooks,
+        "coarse": 1,
+        "fine": spec.num_coarse_codebooks,
+    }[stage]
     assert aligned.shape[1] == count

@@ -172,11 +172,12 @@ class StageLayout:
         """What of the prefix sounds together with the token that comes next, int32 [S, N].
 
         For each position of the sequence the positions of the prefix whose moment (see `times`) is
-        that of the token after it, if that one is of the target; -1 where there are none.
+        that of the token after it, if that one is of the target; -1 where there are none. Where
+        the whole prefix is for the clip as a whole, all of it sounds together with every token.
         """
         times_S = self.times
         prefix_P = times_S[: self.prefix_length]
-        same_SP = (times_S[1:, None] == prefix_P) & (times_S[1:, None] > 0)
+        same_SP = (times_S[1:, None] == prefix_P) | (prefix_P.max() == 0)
         same_SP[: self.prefix_length - 1] = False
         aligned_SN = np.full((self.sequence_length, same_SP.sum(axis=1).max()), -1, np.int32)
         for position, same_P in enumerate(same_SP):

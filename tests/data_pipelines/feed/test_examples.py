@@ -18,7 +18,7 @@ from tiny_data_sets import (
     write_data_set,
 )
 
-from data_pipelines import shards
+from data_pipelines import manifest, shards
 from data_pipelines.feed import examples, rows
 from data_pipelines.feed.examples import AudioExamples, TokenExamples
 from musiclm.token_spec import TokenSpec
@@ -108,6 +108,22 @@ def test_conditions_come_from_sound_or_words(tokens, conditioning, from_text):
     if from_text:
         drawn = np.bincount(mulan_RQ[text_R, 0] - 200) / text_R.sum()
         np.testing.assert_allclose(drawn, [1 / 3, 1 / 3, 1 / 3], atol=0.04)
+
+
+def test_captions_are_drawn_by_their_weights(tokens):
+    weights = {"short": 1, "long": 6, "playlist": 2, "tags": 1}
+    data = TokenExamples(
+        tokens, StageLayout.coarse(SPEC), conditioning="text", caption_weights=weights
+    )
+    codes_R = make(data)["mulan"].astype(int)[:, 0]
+    drawn = np.bincount(codes_R[codes_R >= 200] - 200)
+    np.testing.assert_allclose(drawn / drawn.sum(), [3 / 7, 3 / 7, 1 / 7], atol=0.04)
+
+
+@pytest.mark.parametrize("weights", [{"long": 1}, dict.fromkeys(manifest.CAPTION_KINDS, 0)])
+def test_caption_weights_are_checked(tokens, weights):
+    with pytest.raises(ValueError, match="caption_weights"):
+        TokenExamples(tokens, StageLayout.coarse(SPEC), caption_weights=weights)
 
 
 def test_sound_is_cropped_anywhere(sound):
