@@ -141,33 +141,52 @@ def istft(spectrum_BNF: jax.Array, window_size: int, hop_size: int) -> jax.Array
     return waveform_BT[:, left : left + num_frames * hop_size]
 
 
+def unit_phase(spectrum_BNF: jax.Array) -> jax.Array:
+    """The phases of a spectrum, as complex numbers of length 1 (or 0, of silence)."""
+    return spectrum_BNF / (jnp.abs(spectrum_BNF) + 1e-12)
+
+
+def random_phase(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Evenly drawn phases, as complex numbers of length 1."""
+    return jnp.exp(2j * jnp.pi * jax.random.uniform(key, shape))
+
+
 def griffin_lim(
-    magnitude_BNF: jax.Array, window_size: int, hop_size: int, num_iters: int
-) -> jax.Array:
+    magnitude_BNF: jax.Array, window_size: int, hop_size: int, num_iters: int,
+    *, phase_BNF: jax.Array | None = None, past_BT: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
     """A waveform f32 [B, N · hop] whose `stft` has these magnitudes, or nearly so.
 
-    The fast algorithm of Perraudin et al. (WASPAA 2013), momentum 0.99, from random phases, the
-    same at every call.
+    The fast algorithm of Perraudin et al. (WASPAA 2013), momentum 0.99.
 
     Args:
       magnitude_BNF: f32, with `window_size // 2 + 1` bins.
       window_size: of the Hann window, a multiple of `hop_size`.
       hop_size: samples between frames.
       num_iters: projections; 32 come within -20 dB of the magnitudes of music.
+      phase_BNF: to start from; random ones, the same at every call, when None.
+      past_BT: the first samples of the waveform where they are settled already: they stay, and the
+        rest goes on from them.
     """
     momentum = 0.99
-    turns_BNF = jax.random.uniform(jax.random.key(0), magnitude_BNF.shape)
+    if phase_BNF is None:
+        phase_BNF = random_phase(jax.random.key(0), magnitude_BNF.shape)
+
+    def waveform(phase_BNF):
+        waveform_BT = istft(magnitude_BNF * phase_BNF, window_size, hop_size)
+        if past_BT is None:
+            return waveform_BT
+        return jnp.concatenate([past_BT, waveform_BT[:, past_BT.shape[1] :]], axis=1)
 
     def iterate(_, carry):
         phase_BNF, previous_BNF = carry
-        waveform_BT = istft(magnitude_BNF * phase_BNF, window_size, hop_size)
-        spectrum_BNF = stft(waveform_BT, window_size, hop_size)
+        spectrum_BNF = stft(waveform(phase_BNF), window_size, hop_size)
         ahead_BNF = spectrum_BNF - momentum / (1 + momentum) * previous_BNF
-        return ahead_BNF / (jnp.abs(ahead_BNF) + 1e-12), spectrum_BNF
+        return unit_phase(ahead_BNF), spectrum_BNF
 
-    start = jnp.exp(2j * jnp.pi * turns_BNF), jnp.zeros(magnitude_BNF.shape, jnp.complex64)
+    start = phase_BNF, jnp.zeros(magnitude_BNF.shape, jnp.complex64)
     phase_BNF, _ = jax.lax.fori_loop(0, num_iters, iterate, start)
-    return istft(magnitude_BNF * phase_BNF, window_size, hop_size)
+    return waveform(phase_BNF)
 
 
 def mel_magnitude(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
