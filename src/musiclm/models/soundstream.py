@@ -27,7 +27,6 @@ from flax import linen as nn
 from musiclm import audio
 from musiclm.nn import conv, quantization
 
-
 # The frames that a layer's next outputs still read, by the layer's name.
 Past = dict[str, jax.Array]
 
