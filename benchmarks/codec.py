@@ -3,9 +3,9 @@
     python -m venv PEERS && PEERS/bin/pip install torch==2.13.0 encodec==0.1.1
     python benchmarks/codec.py --peer-python PEERS/bin/python
 
-MusicLM's codec (24 kHz, 12 codes at 50 Hz, 6 kbps) against the 24 kHz model of the package `encodec`
-at 6 kbps, both with random weights, in f32, 10 s at once, on all cores that the process may use.
-The two take turns, as in `train.py`. The peer's weights are half again as many.
+MusicLM's codec (24 kHz, 12 codes at 50 Hz, 6 kbps) against the 24 kHz model of the package
+`encodec` at 6 kbps, both with random weights, in f32, 10 s at once, on all cores that the process
+may use. The two take turns, as in `train.py`. The peer has three quarters more weights.
 """
 
 import argparse

@@ -36,6 +36,13 @@ def test_stft_equals_librosa():
     np.testing.assert_allclose(ours_NF, reference_NF, rtol=1e-4, atol=1e-3)
 
 
+def test_griffin_lim_of_a_sound_does_not_depend_on_its_batch():
+    noise_BT = np.random.default_rng(0).normal(size=(3, 3_200)).astype(np.float32)
+    wanted_BNF = np.abs(audio.stft(noise_BT, 960, 160))
+    alone_BT = audio.griffin_lim(wanted_BNF[2:], 960, 160, 4)
+    np.testing.assert_allclose(audio.griffin_lim(wanted_BNF, 960, 160, 4)[2:], alone_BT, atol=1e-4)
+
+
 def test_griffin_lim_goes_on_from_samples_that_stay():
     time_T = np.arange(8_000) / 16_000
     tone_BT = np.sin(2 * np.pi * 330 * time_T)[None].astype(np.float32)

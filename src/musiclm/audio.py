@@ -154,9 +154,13 @@ def unit_phase(spectrum_BNF: jax.Array) -> jax.Array:
     return spectrum_BNF / (jnp.abs(spectrum_BNF) + 1e-12)
 
 
-def random_phase(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Evenly drawn phases, as complex numbers of length 1."""
-    return jnp.exp(2j * jnp.pi * jax.random.uniform(key, shape))
+def random_phase(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """Evenly drawn phases [B, N, F] as complex numbers of length 1.
+
+    They are the same in every row, so that no sound depends on its neighbours in a batch.
+    """
+    turns_NF = jax.random.uniform(key, shape[1:])
+    return jnp.broadcast_to(jnp.exp(2j * jnp.pi * turns_NF), shape)
 
 
 def griffin_lim(

@@ -76,7 +76,10 @@ def test_a_stream_of_magnitudes_is_as_long_as_its_codes(magnitudes, num_frames, 
     decode = functools.partial(magnitudes.decode_stream, piece_frames=piece_frames)
     sound_BT = np.concatenate(list(decode([codes_BTQ])), axis=1)
     assert sound_BT.shape == (1, num_frames * 320)
-    # Bit for bit the same, however the codes came.
+    # However the codes came, and whatever is decoded beside them.
+    beside_BTQ = np.concatenate([codes_BTQ[:, ::-1], codes_BTQ])
+    beside_BT = np.concatenate(list(decode([beside_BTQ])), axis=1)
+    np.testing.assert_allclose(beside_BT[1:], sound_BT, atol=1e-3)
     by_frame = [codes_BTQ[:, i : i + 1] for i in range(num_frames)]
     np.testing.assert_array_equal(np.concatenate(list(decode(by_frame)), axis=1), sound_BT)
     if num_frames > 40:
