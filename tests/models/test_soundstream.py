@@ -171,7 +171,7 @@ def _notes(seconds, rate=16_000, seed=0):
 
 def test_spectra_in_pieces_make_sound_without_seams():
     config, num_frames = SpectrumConfig(), 50
-    wanted_BNF = config.analyse(_notes(8.0))
+    wanted_BNF = config.analyse(_notes(5.0))
     synthesise = jax.jit(config.synthesise_piece)
     state, pieces = None, []
     for start in range(0, wanted_BNF.shape[1], num_frames):
@@ -201,14 +201,15 @@ def test_spectra_in_pieces_make_sound_without_seams():
     piece = num_frames * config.hop_size
     seams = np.arange(piece - config.delay, stream_BT.shape[1] - piece // 2, piece) // 32
     ranks = [np.mean(rises < rises[seam - 6]) for seam in seams]
-    assert len(ranks) == 15
+    assert len(ranks) == 9
     assert max(ranks) < 0.99
+    assert np.mean(ranks) < 0.7  # 0.5 but for chance
     # Cut into pieces that know nothing of each other, it has seams that this finds.
     synthesise = jax.jit(config.synthesise)
-    apart = [synthesise(wanted_BNF[:, i : i + num_frames]) for i in range(0, 800, num_frames)]
+    apart = [synthesise(wanted_BNF[:, i : i + num_frames]) for i in range(0, 500, num_frames)]
     apart_BT = jnp.concatenate(apart, axis=1)
     rises = np.lib.stride_tricks.sliding_window_view(flux(apart_BT), 12).max(axis=-1)
-    ranks = [np.mean(rises < rises[seam - 6]) for seam in np.arange(piece, 8 * 16_000, piece) // 32]
+    ranks = [np.mean(rises < rises[seam - 6]) for seam in np.arange(piece, 5 * 16_000, piece) // 32]
     assert max(ranks) > 0.99
 
 
