@@ -1,11 +1,21 @@
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from musiclm.models.soundstream import SoundStream, SoundStreamConfig, SpectrumConfig
+from musiclm import audio
+from musiclm.models.soundstream import (
+    SoundStream,
+    SoundStreamConfig,
+    SpectrumConfig,
+    decoder_state,
+)
 
 TINY = SoundStreamConfig(
     sample_rate=800, encoder_channels=4, decoder_channels=4, strides=(2, 4), latent_dim=6,
@@ -92,6 +102,45 @@ def test_prefix_of_codes_decodes_to_prefix_of_waveform():
         np.testing.assert_allclose(prefix_BT, whole_BT[:, : prefix_BT.shape[1]], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def stream(moved):
+    """Decoding in pieces by a codec all of whose layers do something; codes, and their sound."""
+    model, variables, _ = _codec(TINY)
+    variables |= {"params": moved(variables["params"])}
+    codes_BTQ = jax.random.randint(jax.random.key(3), (2, 20, 3), 0, 16)
+    whole_BT = model.run(variables, codes_BTQ, method="decode")
+    return (
+        jax.jit(functools.partial(model.apply, variables, method="decode_piece")),
+        codes_BTQ,
+        whole_BT,
+    )
+
+
+# Three lengths, so that few shapes are compiled; a frame alone is shorter than what layers read.
+@given(st.lists(st.sampled_from([1, 2, 7]), min_size=1, max_size=12))
+def test_pieces_of_any_lengths_make_the_whole(stream, lengths):
+    decode, codes_BTQ, whole_BT = stream
+    state, pieces, begin = decoder_state(TINY, 2), [], 0
+    shapes = jax.tree.map(jnp.shape, state)
+    for end in itertools.accumulate(lengths):
+        if end <= codes_BTQ.shape[1]:
+            piece_BT, state = decode(codes_BTQ[:, begin:end], state)
+            pieces.append(piece_BT)
+            begin = end
+    waveform_BT = np.concatenate(pieces, axis=1)
+    np.testing.assert_allclose(waveform_BT, whole_BT[:, : waveform_BT.shape[1]], atol=1e-5)
+    # What is carried on has one size, however much came before.
+    assert jax.tree.map(jnp.shape, state) == shapes
+
+
+def test_a_piece_hears_what_came_before(stream):
+    decode, codes_BTQ, whole_BT = stream
+    alone_BT, _ = decode(codes_BTQ[:, :2], decoder_state(TINY, 2))
+    np.testing.assert_allclose(alone_BT, whole_BT[:, : alone_BT.shape[1]], atol=1e-5)
+    alone_BT, _ = decode(codes_BTQ[:, 7:9], decoder_state(TINY, 2))
+    assert float(jnp.abs(alone_BT - whole_BT[:, 7 * 8 : 9 * 8]).max()) > 1e-2
+
+
 def test_magnitudes_of_a_spectrum_come_back_as_the_sound():
     time_T = np.arange(800) / 800
     tone_BT = jnp.asarray(0.5 * np.sin(2 * np.pi * np.array([[60.0], [220.0]]) * time_T))
@@ -108,6 +157,59 @@ def test_magnitudes_of_a_spectrum_come_back_as_the_sound():
     assert float(jnp.abs(SPECTRUM.synthesise(frames_BNF + 100.0)).max()) < 20.0
 
 
+def _notes(seconds, rate=16_000, seed=0):
+    """Decaying notes with overtones, no beat a multiple of another's: f32 [1, T]."""
+    rng = np.random.default_rng(seed)
+    waveform_T = np.zeros(round(seconds * rate))
+    for start in np.cumsum(rng.uniform(0.1, 0.35, round(seconds * 4))):
+        time_T = np.arange(len(waveform_T)) / rate - start
+        pitch = 110 * 2 ** (rng.integers(0, 36) / 12)
+        sines = sum(np.sin(2 * np.pi * k * pitch * time_T) / k for k in range(1, 6))
+        waveform_T += 0.15 * np.where(time_T > 0, np.exp(-4 * np.maximum(time_T, 0)), 0) * sines
+    return waveform_T[None].astype(np.float32)
+
+
+def _ranks_of_flux(waveform_BT, places):
+    """The greatest rise of the spectrum within 12 ms of each place: its rank among all, 0 to 1."""
+    log_BNF = jnp.log(jnp.abs(audio.stft(waveform_BT, 256, 32)) + 1e-2)
+    flux_N = np.maximum(np.diff(log_BNF[0], axis=0), 0.0).mean(axis=-1)
+    rises_N = np.lib.stride_tricks.sliding_window_view(flux_N, 12).max(axis=-1)
+    return [np.mean(rises_N < rises_N[place // 32 - 6]) for place in places]
+
+
+def test_spectra_in_pieces_make_sound_without_seams():
+    config = SpectrumConfig()
+    wanted_BNF = config.analyse(_notes(5.0))
+    parts = jnp.split(wanted_BNF, 10, axis=1)
+    piece = parts[0].shape[1] * config.hop_size
+    synthesise, synthesise_piece = jax.jit(config.synthesise), jax.jit(config.synthesise_piece)
+    state, pieces = None, []
+    for part_BNF in parts:
+        piece_BT, state = synthesise_piece(part_BNF, state)
+        assert piece_BT.shape == (1, piece)
+        pieces.append(piece_BT)
+    delayed_BT = jnp.concatenate(pieces, axis=1)
+    assert float(jnp.abs(delayed_BT[:, : config.delay // 2]).max()) < 0.05  # it is yet to start
+    stream_BT = delayed_BT[:, config.delay :]
+
+    def error(waveform_BT):
+        found = config.magnitudes(config.analyse(waveform_BT))
+        wanted = config.magnitudes(wanted_BNF[:, : found.shape[1]])
+        inside = slice(6, -6)  # cut windows aside
+        return jnp.linalg.norm((found - wanted)[:, inside]) / jnp.linalg.norm(wanted[:, inside])
+
+    whole_BT = synthesise(wanted_BNF)
+    assert error(stream_BT) < 1.1 * error(whole_BT[:, : stream_BT.shape[1]])
+    ranks = _ranks_of_flux(stream_BT, piece * np.arange(1, 10) - config.delay)
+    assert max(ranks) < 0.99
+    assert np.mean(ranks) < 0.7  # 0.5 but for chance
+    # Pieces that know nothing of each other have seams that this finds.
+    apart_BT = jnp.concatenate([synthesise(part_BNF) for part_BNF in parts], axis=1)
+    ranks = _ranks_of_flux(apart_BT, piece * np.arange(1, 10))
+    assert max(ranks) > 0.99
+    assert np.mean(ranks) > 0.8
+
+
 @pytest.mark.slow
 def test_a_codec_of_magnitudes_trains_and_decodes_the_same_spectra():
     model, variables, waveform_BT = _codec(SPECTRAL)
@@ -115,7 +217,7 @@ def test_a_codec_of_magnitudes_trains_and_decodes_the_same_spectra():
     frames_BNF = model.run(
         variables,
         codes_BTQ,
-        method=lambda codec, codes: codec.decoder(codec.quantizer.decode(codes)),
+        method=lambda codec, codes: codec.decoder(codec.quantizer.decode(codes))[0],
     )
     assert frames_BNF.shape == (2, 60, SPECTRUM.num_bins)
     trained_BT = model.run(variables, waveform_BT).waveform_BT

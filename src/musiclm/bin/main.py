@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import musiclm
 from musiclm import errors, exit_codes
-from musiclm.bin import compile, data, describe, fit, generate, pack, tokenize, train
+from musiclm.bin import compile, data, describe, fit, generate, inspect, pack, tokenize, train
 
 _EPILOG = """\
 examples:
@@ -30,6 +30,7 @@ examples:
 
 _COMMANDS = {
     "generate": generate,
+    "inspect": inspect,
     "describe": describe,
     "data": data,
     "tokenize": tokenize,
