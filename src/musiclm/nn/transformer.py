@@ -38,7 +38,8 @@ class TransformerConfig:
         frame before is one less than the levels away from what predicts the next code.
       dropout: rate, in training.
       query_block: queries that attention takes at a time.
-      remat: computes a block's activations again in the backward pass instead of keeping them.
+      remat: computes a block's activations again in the backward pass instead of keeping them;
+        scores and the inside of the feed-forward's nonlinearity always are.
       remat_keeps: what it keeps all the same: "nothing", or the "products" with weights.
       dtype: of the computation, "float32" or "bfloat16"; parameters and softmax are float32.
     """
