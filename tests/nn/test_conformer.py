@@ -102,9 +102,9 @@ def test_remat_keeps_what_it_says(stack):
 
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(pullback, variables)))
 
-    # 9 products with weights a block; their widths in units of the model's: 6 of 1, one of 2, and
+    # 10 products with weights a block; their widths in units of the model's: 7 of 1, one of 2, and
     # the feed-forwards' two of 1.5.
-    products = 3 * x_BTD.size * (6 + 2 + 2 * 1.5)
+    products = 3 * x_BTD.size * (7 + 2 + 2 * 1.5)
     assert kept("products") - kept("nothing") == products
     assert kept(None) > kept("products")
 
