@@ -6,7 +6,7 @@
 Same sizes, batch, f32 and AdamW; two threads each. Both sides live in processes of their own and
 step in turns, so that other work on the machine meets both; a figure is the median over the turns
 of the ratio of neighbours. A stage is compared with a plain decoder (`train_peers.py`) in the
-faster of two forms; dropout and recomputation are off. The codec is compared with
+faster of two forms; dropout and `remat` are off. The codec is compared with
 audiolm-pytorch's of our sizes, without its attention and gradient penalty, which we don't have.
 `make bench-train` lets both sides keep freed memory (GLIBC_TUNABLES). The peer's threads sleep
 while they wait: spinning slows them several times on a machine with other work.

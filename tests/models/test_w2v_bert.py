@@ -60,7 +60,7 @@ def _num_parameters(config):
 def test_base_has_the_published_size():
     config = _gin_config("base.gin")
     assert _num_parameters(config) == pytest.approx(0.6e9, rel=0.05)
-    assert config == W2vBertConfig(remat=True, dtype="bfloat16")
+    assert config == W2vBertConfig(remat=True, remat_keeps="products", dtype="bfloat16")
 
 
 def test_mini_is_small():

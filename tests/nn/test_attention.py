@@ -56,6 +56,20 @@ def test_blocks_equal_whole_attention(block):
         np.testing.assert_allclose(ours, reference, atol=1e-5)
 
 
+def test_no_scores_are_kept_for_the_backward_pass():
+    batch, heads, length, dim = 2, 3, 64, 4
+    x = jax.ShapeDtypeStruct((batch, heads, length, dim), jnp.float32)
+    bias = jax.ShapeDtypeStruct((heads, length), jnp.float32)
+
+    def pullback(*arguments):
+        return jax.vjp(lambda *a: attention.causal_attention(*a, 32), *arguments)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pullback, x, x, x, bias))
+    # The largest are of the size of the inputs and of a block's bias, which rows share.
+    assert max(leaf.size for leaf in kept) <= heads * 32 * length
+    assert all(leaf.shape[-2:] != (32, length) or leaf.shape[0] != batch for leaf in kept)
+
+
 def test_heads_split_and_join():
     x = jax.random.normal(jax.random.key(0), (2, 7, 12))
     split = attention.split_heads(x, 3)

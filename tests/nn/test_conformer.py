@@ -67,11 +67,16 @@ def test_blocks_start_with_different_weights(fresh):
     assert float(jnp.abs(kernel_LDF[0] - kernel_LDF[1]).max()) > 0.1
 
 
-def test_remat_changes_no_gradient(stack):
+def _remat(keeps):
+    return dataclasses.replace(CONFIG, remat=keeps is not None, remat_keeps=keeps or "nothing")
+
+
+@pytest.mark.parametrize("keeps", ["nothing", "products"])
+def test_remat_changes_no_gradient(stack, keeps):
     _, variables, x_BTD = stack
 
-    def gradient(remat):
-        model = conformer.ConformerStack(dataclasses.replace(CONFIG, remat=remat))
+    def gradient(config):
+        model = conformer.ConformerStack(config)
         return jax.grad(
             lambda v: jnp.sum(
                 model.apply(
@@ -80,8 +85,33 @@ def test_remat_changes_no_gradient(stack):
             )
         )(variables)  # fmt: skip
 
-    for kept, recomputed in zip(*map(jax.tree.leaves, map(gradient, (False, True))), strict=True):
+    configs = CONFIG, _remat(keeps)
+    for kept, recomputed in zip(*map(jax.tree.leaves, map(gradient, configs)), strict=True):
         np.testing.assert_allclose(kept, recomputed, rtol=1e-3, atol=1e-3)
+
+
+def test_remat_keeps_what_it_says(stack):
+    _, variables, x_BTD = stack
+
+    def kept(keeps):
+        """Numbers that the backward pass takes from the forward pass."""
+        model = conformer.ConformerStack(_remat(keeps))
+
+        def pullback(variables):
+            return jax.vjp(lambda v: model.apply(v, x_BTD, deterministic=True), variables)[1]
+
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(pullback, variables)))
+
+    # 10 products with weights a block; their widths in units of the model's: 7 of 1, one of 2, and
+    # the feed-forwards' two of 1.5.
+    products = 3 * x_BTD.size * (7 + 2 + 2 * 1.5)
+    assert kept("products") - kept("nothing") == products
+    assert kept(None) > kept("products")
+
+
+def test_unknown_remat_is_told():
+    with pytest.raises(ValueError, match="remat_keeps 'all': give one of"):
+        dataclasses.replace(CONFIG, remat_keeps="all")
 
 
 def test_dropout_differs_between_blocks_and_keys(stack):

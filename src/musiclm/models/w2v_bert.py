@@ -44,7 +44,8 @@ class W2vBertConfig:
       codebook_dim: width C of a code's vector, and of the context compared with it.
       feature_layer: block of the second half whose output `features` returns, counted from 1;
         0 is the output of the first half.
-      remat: recompute block activations in the backward pass.
+      remat, remat_keeps: recompute block activations in the backward pass, and what is kept all
+        the same: "nothing", or the "products" with weights.
       dtype: of the computation, "float32" or "bfloat16".
     """
 
@@ -65,6 +66,7 @@ class W2vBertConfig:
     codebook_dim: int = 1024
     feature_layer: int = 7
     remat: bool = False
+    remat_keeps: str = "nothing"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -129,6 +131,7 @@ class W2vBertConfig:
             conv_kernel=self.conv_kernel,
             dropout=self.dropout,
             remat=self.remat,
+            remat_keeps=self.remat_keeps,
             dtype=self.dtype,
         )
 

@@ -119,19 +119,24 @@ def causal_attention(
 
 
 def _attend(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, block_size):
-    length, scale = query_BHTD.shape[2], query_BHTD.shape[3] ** -0.5
+    length = query_BHTD.shape[2]
     blocks = []
     for start in range(0, length, block_size):
         stop = min(start + block_size, length)
-        scores = jnp.einsum(
-            "bhqd,bhkd->bhqk",
-            query_BHTD[:, :, start:stop] * scale,
-            key_BHTD[:, :, :stop],
-        ).astype(jnp.float32)
-        weights = jax.nn.softmax(scores + bias_of_block(bias_HS, start, stop), axis=-1)
-        values = value_BHTD[:, :, :stop]
-        blocks.append(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values))
+        prefix = key_BHTD[:, :, :stop], value_BHTD[:, :, :stop]
+        bias = bias_of_block(bias_HS, start, stop)
+        blocks.append(_attend_block(query_BHTD[:, :, start:stop], *prefix, bias))
     return jnp.concatenate(blocks, axis=2)
+
+
+# Scores are by far the largest arrays of a model: computing them again in the backward pass costs
+# less than writing and reading them. Inside a scan nothing merges the two passes.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _attend_block(query_BHQD, key_BHKD, value_BHKD, bias_HQK):
+    scale = query_BHQD.shape[-1] ** -0.5
+    scores_BHQK = jnp.einsum("bhqd,bhkd->bhqk", query_BHQD * scale, key_BHKD).astype(jnp.float32)
+    weights_BHQK = jax.nn.softmax(scores_BHQK + bias_HQK, axis=-1).astype(value_BHKD.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights_BHQK, value_BHKD)
 
 
 def split_heads(x_BTM: jax.Array, num_heads: int) -> jax.Array:

@@ -19,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from musiclm import sharding
+from musiclm.nn import transformer
 
 # Residual branches start at zero: a deep stack starts as a short one, and learns from the first
 # step where one of noisy blocks waits for thousands.
@@ -37,6 +38,7 @@ class ConformerConfig:
       conv_kernel: taps of the depthwise convolution, odd.
       dropout: rate after each of the four modules of a block, and within the FFN.
       remat: recompute a block's activations in the backward pass instead of keeping them.
+      remat_keeps: what it keeps all the same: "nothing", or the "products" with weights.
       dtype: of the computation ("float32" or "bfloat16"); parameters are float32.
     """
 
@@ -47,6 +49,7 @@ class ConformerConfig:
     conv_kernel: int = 5
     dropout: float = 0.0
     remat: bool = False
+    remat_keeps: str = "nothing"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -65,6 +68,11 @@ class ConformerConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"ConformerConfig.dropout {self.dropout} must lie in [0, 1)")
+        if self.remat_keeps not in transformer.KEPT:
+            raise ValueError(
+                f"ConformerConfig.remat_keeps {self.remat_keeps!r}: give one of "
+                f"{tuple(transformer.KEPT)}"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f'ConformerConfig.dtype "{self.dtype}": give "float32" or "bfloat16"')
 
@@ -87,7 +95,9 @@ class ConformerStack(nn.Module):
         """
         cfg = self.config
         # A scan already keeps XLA from merging the recomputation with the first pass.
-        block = nn.remat(ConformerBlock, prevent_cse=False) if cfg.remat else ConformerBlock
+        keeps = transformer.KEPT[cfg.remat_keeps]
+        remat = functools.partial(nn.remat, prevent_cse=False, policy=keeps)
+        block = remat(ConformerBlock) if cfg.remat else ConformerBlock
         scanned = nn.scan(
             lambda block, x_BTD, _: (block(x_BTD), None),
             variable_axes={"params": 0},

@@ -38,7 +38,8 @@ class TransformerConfig:
         frame before is one less than the levels away from what predicts the next code.
       dropout: rate, in training.
       query_block: queries that attention takes at a time.
-      remat: computes a block's activations again in the backward pass instead of keeping them.
+      remat: computes a block's activations again in the backward pass instead of keeping them;
+        scores and the inside of the feed-forward's nonlinearity always are.
       remat_keeps: what it keeps all the same: "nothing", or the "products" with weights.
       dtype: of the computation, "float32" or "bfloat16"; parameters and softmax are float32.
     """
@@ -173,7 +174,9 @@ class FeedForward(nn.Module):
         cfg = self.config
         up_BTF = _dense(cfg, cfg.mlp_dim, "up")(x_BTM)
         gate_BTF = _dense(cfg, cfg.mlp_dim, "gate")(x_BTM) if cfg.gated else None
-        return _dense(cfg, cfg.model_dim, "down", residual=True)(activate(up_BTF, gate_BTF))
+        # The derivatives, kept, are more to write and to read than to compute again.
+        inner_BTF = jax.checkpoint(activate, prevent_cse=False)(up_BTF, gate_BTF)
+        return _dense(cfg, cfg.model_dim, "down", residual=True)(inner_BTF)
 
 
 def activate(up: jax.Array, gate: jax.Array | None) -> jax.Array:
@@ -201,4 +204,18 @@ def _dense(cfg: TransformerConfig, features: int, name: str, *, residual: bool =
     # What is added to the residual stream starts small, so that depth does not make it grow.
     variance = 1.0 / (2 * cfg.num_layers) if residual else 1.0
     init = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
-    return nn.Dense(features, use_bias=False, dtype=cfg.dtype, kernel_init=init, name=name)
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=cfg.dtype,
+        kernel_init=init,
+        dot_general=_project_rows,
+        name=name,
+    )
+
+
+def _project_rows(x_BTM: jax.Array, kernel_MF: jax.Array, *_, **__) -> jax.Array:
+    # `jax.lax.dot_general` for `nn.Dense`, on all rows at once. Of two axes that the gradient of
+    # the kernel sums over, XLA:CPU makes one by copying all activations into another order first.
+    rows_NF = x_BTM.reshape(-1, x_BTM.shape[-1]) @ kernel_MF
+    return rows_NF.reshape(*x_BTM.shape[:-1], -1)
