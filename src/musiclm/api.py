@@ -14,7 +14,7 @@ import functools
 import itertools
 import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from musiclm.errors import UserError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "gm-mini"
 STAGES = ("semantic", "coarse", "fine")
+# What may be said of each stage's drawing.
+SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 MAX_SECONDS = 300.0
 # Of sound that is to be continued: what a coarse window is prompted with at the paper's size.
 MIN_CONTINUED_SECONDS = 3
@@ -221,7 +223,7 @@ class MusicLM:
             self._plan(request, text, seed, sampling or {}, given)
             for text, seed in zip(request.prompts, request.seeds, strict=True)
         ]
-        clips = self.render(plans, progress)
+        clips = Clips(self.render(plans, progress))
         return clips[0] if isinstance(prompts, str) else clips
 
     def plan(
@@ -243,17 +245,19 @@ class MusicLM:
         given = None if continuation is None else self.read_continuation(continuation)
         return self._plan(request, prompt, seed, sampling or {}, given)
 
+    def compile(self, plans: Sequence[Plan]) -> None:
+        """Compiles ahead what `render` needs of the stages, and takes the memory once."""
+        self._chain.compile(plans)
+
     def render(
         self, plans: Sequence[Plan], progress: Callable[[str, int, int], None] | None = None
-    ) -> Clips:
-        """Makes planned clips, of any lengths and settings together."""
+    ) -> Iterator[Waveform]:
+        """Makes planned clips, of any lengths and settings together; yields them in their order."""
         from musiclm.audio import Waveform
 
-        codes = self._chain.compose(plans, progress)
-        samples = (
-            self._chain.decode(plan, codes_TQ) for plan, codes_TQ in zip(plans, codes, strict=True)
-        )
-        return Clips(Waveform(_within_full_scale(clip), self.sample_rate) for clip in samples)
+        for plan, codes_TQ in zip(plans, self._chain.compose(plans, progress), strict=True):
+            samples_T = self._chain.decode(plan, codes_TQ)
+            yield Waveform(_within_full_scale(samples_T), self.sample_rate)
 
     def read_continuation(self, path: str | os.PathLike[str]) -> Continuation:
         """The tokens of a sound file's last whole seconds.
@@ -275,9 +279,7 @@ class MusicLM:
             )
 
         def last(tokenizer) -> np.ndarray:
-            resampled_T = audio.resample(
-                sound_T, self._acoustic.sample_rate, tokenizer.sample_rate
-            )
+            resampled_T = audio.resample(sound_T, self._acoustic.sample_rate, tokenizer.sample_rate)
             return tokenizer.encode(resampled_T[None, -seconds * tokenizer.sample_rate :])[0]
 
         # A tokenizer with a window may give a frame more or less than the seconds have.

@@ -237,9 +237,7 @@ def test_cache_is_updated_in_place(guided, filtered):
     weights = decode.unroll(config, params)
     mesh = decode.make_mesh()
     known = jax.ShapeDtypeStruct((), jnp.int32)
-    start = functools.partial(
-        decode.start, config, mesh, known=layout.prefix_length, guided=guided
-    )
+    start = functools.partial(decode.start, config, mesh, known=layout.prefix_length, guided=guided)
     state = jax.eval_shape(start, weights, ids)
     cache_bytes = sum(x.size * x.dtype.itemsize for x in state.cache)
     compiled = decode.decode_until.lower(

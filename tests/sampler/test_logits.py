@@ -80,7 +80,9 @@ def test_rows_draw_by_their_own_settings():
     keys = jax.random.split(jax.random.key(1), len(logits))
     together = sample(logits, keys, by_row(SETTINGS * 400))
     for i, sampling in enumerate(SETTINGS):
-        alone = sample(logits[i :: len(SETTINGS)], keys[i :: len(SETTINGS)], by_row([sampling] * 400))
+        alone = sample(
+            logits[i :: len(SETTINGS)], keys[i :: len(SETTINGS)], by_row([sampling] * 400)
+        )
         np.testing.assert_array_equal(together[i :: len(SETTINGS)], alone)
 
 

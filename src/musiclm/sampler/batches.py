@@ -1,7 +1,7 @@
 """Windows of many clips, gathered into batches of one shape.
 
 The windows of a clip follow one another; those of different clips share batches if they are of one
-kind (see `Part.kind`), whatever their place, length and settings. A kind has one program, so that
+kind, whatever their place, length and settings. A kind has one program, so that
 what comes of a window depends on the clip alone, not on what stands beside it.
 
 Shapes: B batch, T frames, Q levels.
@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +20,19 @@ import numpy as np
 from musiclm.sampler.logits import Sampling
 from musiclm.sampler.stages import Stage
 from musiclm.sampler.windows import Window
+
+
+class Kind(NamedTuple):
+    """What decides the program that makes a window.
+
+    Attributes:
+      prefilled: frames of its prompt that are looked at in one go.
+      guided, filtered: see `Sampling`.
+    """
+
+    prefilled: int
+    guided: bool
+    filtered: bool
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,10 +57,9 @@ class Part:
         # What was given from the start needs no window.
         self.windows = [window for window in self.windows if window.stop > len(self.codes_TQ)]
 
-    @property
-    def kind(self) -> tuple[int, bool, bool]:
-        """What decides the program that makes the next window."""
-        return self.windows[0].overlap, self.sampling.guided, self.sampling.filtered
+    def kind_of(self, window: Window) -> Kind:
+        """The kind of one of its windows."""
+        return Kind(window.overlap, self.sampling.guided, self.sampling.filtered)
 
     @property
     def prompt_TQ(self) -> np.ndarray:
@@ -97,7 +110,7 @@ def run(
     while waiting := [part for part in parts if part.windows]:
         kinds = collections.defaultdict(list)
         for part in waiting:
-            kinds[part.kind].append(part)
+            kinds[part.kind_of(part.windows[0])].append(part)
         # The fullest batch first; in it those that have farthest to go, so that few are left alone
         # at the end.
         ready = max(kinds.values(), key=len)

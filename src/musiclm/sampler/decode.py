@@ -217,13 +217,38 @@ def advance(
     stop = known + num_tokens
     while known < stop:
         # Up to `span` tokens may be known while reading so much of the cache.
-        span = min(config.layout.sequence_length, -(-known // SPAN) * SPAN)
+        span = _span(config, known)
         known = min(stop, span + 1)
         stop_here = jnp.int32(known)
         state = decode_until(
             config, mesh, span, filtered, weights, state, keys_B, given_B, stop_here, rows
         )
     return state
+
+
+def compile_spans(
+    config: TokenLMConfig,
+    mesh: Mesh,
+    weights: Mapping[str, Any],
+    state: State,
+    keys_B: jax.Array,
+    given_B: jax.Array,
+    rows: logits.Rows,
+    *,
+    filtered: bool,
+) -> None:
+    """Compiles what `advance` needs from a state on, which is used up; no step is taken."""
+    known = int(state.known)
+    while known < config.layout.sequence_length:
+        span, nowhere = _span(config, known), jnp.int32(0)
+        state = decode_until(
+            config, mesh, span, filtered, weights, state, keys_B, given_B, nowhere, rows
+        )
+        known = span + 1
+
+
+def _span(config: TokenLMConfig, known: int) -> int:
+    return min(config.layout.sequence_length, -(-known // SPAN) * SPAN)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="state")

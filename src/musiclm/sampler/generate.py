@@ -28,6 +28,7 @@ from musiclm.sampler import batches, windows
 from musiclm.sampler.logits import Sampling
 from musiclm.sampler.stages import Stage
 from musiclm.token_spec import TokenSpec
+from musiclm.tokens.layout import STAGES
 
 # The fraction of a coarse window that the next one is prompted with, at least: 3 s of 10 s.
 COARSE_OVERLAP = 0.3
@@ -149,9 +150,7 @@ class Chain:
     max_rows: int = 16
     fixed_rows: bool = False
 
-    def generate(
-        self, clips: Sequence[Clip], progress: Progress | None = None
-    ) -> list[np.ndarray]:
+    def generate(self, clips: Sequence[Clip], progress: Progress | None = None) -> list[np.ndarray]:
         """Makes music; see `plan`, `compose` and `decode`.
 
         Returns:
@@ -235,6 +234,22 @@ class Chain:
         length = round(plan.clip.seconds * self.token_spec.sample_rate)
         return np.asarray(self.acoustic.decode(codes_TQ[None]))[0, :length]
 
+    def compile(self, plans: Sequence[Plan]) -> None:
+        """Compiles ahead what `compose` needs for such clips with fixed rows."""
+        for name in STAGES:
+            stage = getattr(self, name)
+            for kind in {kind for plan in plans for kind in self._kinds(name, plan)}:
+                stage.compile(self.max_rows * stage.num_devices, *kind)
+
+    def _kinds(self, name: str, plan: Plan) -> set[batches.Kind]:
+        if name == "fine":
+            parts = self._fine_parts(plan, np.zeros((0, 0), np.int32))
+        elif name == "coarse":
+            parts = [self._coarse_part(plan, np.zeros(0, np.int32))]
+        else:
+            parts = [self._semantic_part(plan)]
+        return {part.kind_of(window) for part in parts for window in part.windows}
+
     def _run(
         self, name: str, parts: Sequence[batches.Part], progress: Progress | None
     ) -> list[np.ndarray]:
@@ -246,7 +261,7 @@ class Chain:
         return batches.run(
             stage,
             parts,
-            stream=("semantic", "coarse", "fine").index(name),
+            stream=STAGES.index(name),
             rows=rows,
             progress=functools.partial(progress, name) if progress else None,
         )

@@ -42,8 +42,10 @@ class Sampling:
             raise ValueError(
                 f"Sampling.temperature is {self.temperature}: give 0 or a positive number"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"Sampling.top_k is {self.top_k}: give 1 or more, or None for all")
+        if self.top_k is not None and (self.top_k < 1 or self.top_k % 1):
+            raise ValueError(
+                f"Sampling.top_k is {self.top_k}: give a whole number from 1, or None for all"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(
                 f"Sampling.top_p is {self.top_p}: give a number above 0 and up to 1, or None"

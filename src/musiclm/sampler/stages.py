@@ -28,9 +28,7 @@ class Stage:
       num_devices: that share the rows of a batch.
     """
 
-    def __init__(
-        self, config: TokenLMConfig, params: Mapping[str, Any], mesh: Mesh | None = None
-    ):
+    def __init__(self, config: TokenLMConfig, params: Mapping[str, Any], mesh: Mesh | None = None):
         """Takes the parameters of `TokenLM(config)` apart for decoding.
 
         Args:
@@ -45,6 +43,7 @@ class Stage:
         self._by_rows = NamedSharding(self._mesh, P(decode.ROWS))
         whole = NamedSharding(self._mesh, P())
         self._weights = jax.device_put(decode.unroll(config, params), whole)
+        self._compiled: set[tuple[int, int, bool, bool]] = set()
 
     def generate(
         self,
@@ -97,9 +96,9 @@ class Stage:
         for ids_S, prompt_TQ in zip(ids_BS, prompts, strict=True):
             (prompt_N,) = layout.flatten_target(prompt_TQ[None, :num_frames])
             ids_S[first : first + prompt_N.size] = prompt_N
+        given_B = first + given_B * layout.target_levels
         ids_BS, keys_B, given_B, rows = jax.device_put(
-            (ids_BS, keys_B, first + given_B * layout.target_levels, logits.by_row(samplings)),
-            self._by_rows,
+            (ids_BS, keys_B, given_B, logits.by_row(samplings)), self._by_rows
         )
         state = decode.start(
             self.config,
@@ -133,3 +132,27 @@ class Stage:
         ids_BS = ids_DGS[:, : num_rows // self.num_devices].reshape(num_rows, -1)
         stop = first + num_frames * layout.target_levels
         return layout.unflatten_target(ids_BS[:, first:stop])
+
+    def compile(self, num_rows: int, prefilled: int, guided: bool, filtered: bool) -> None:
+        """Compiles all that `generate` needs for so many rows, and takes the memory that it takes.
+
+        Once; a further call with the same arguments does nothing.
+        """
+        program = (num_rows, prefilled, guided, filtered)
+        if program in self._compiled:
+            return
+        ids_BS, keys_B, given_B, rows = jax.device_put(
+            (
+                np.zeros((num_rows, self.layout.sequence_length), np.int32),
+                jax.random.split(jax.random.key(0), num_rows),
+                np.zeros(num_rows, np.int32),
+                logits.by_row([Sampling()] * num_rows),
+            ),
+            self._by_rows,
+        )
+        known = self.layout.prefix_length + prefilled * self.layout.target_levels
+        state = decode.start(self.config, self._mesh, self._weights, ids_BS, known, guided=guided)
+        decode.compile_spans(
+            self.config, self._mesh, self._weights, state, keys_B, given_B, rows, filtered=filtered
+        )
+        self._compiled.add(program)

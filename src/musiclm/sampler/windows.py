@@ -45,8 +45,7 @@ def side_by_side(num_frames: int, size: int) -> list[Window]:
     """Whole windows without overlap, but for the last, which ends where the clip does."""
     starts = [min(start, num_frames - size) for start in range(0, num_frames, size)]
     return [
-        Window(index=i, start=start, stop=start + size, overlap=0)
-        for i, start in enumerate(starts)
+        Window(index=i, start=start, stop=start + size, overlap=0) for i, start in enumerate(starts)
     ]
 
 
