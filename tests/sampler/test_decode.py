@@ -208,7 +208,7 @@ def test_settings_compile_nothing():
 def test_prompts_of_any_length_share_a_batch(short_spans, guidance):
     """Whether a prompt is looked at in one go or step by step, it is kept and continued."""
     config, params = model("coarse")
-    layout, condition = config.layout, conditions(config.layout, 3)
+    condition = conditions(config.layout, 3)
     sampling = [Sampling(temperature=0.0, guidance=guidance)] * 3
     whole = Stage(config, params).generate(condition, keys(0, 1, 2), sampling)
     # Not its own codes: those that are given must be kept against the model's will.

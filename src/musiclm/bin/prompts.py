@@ -101,9 +101,11 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
     fields = {**defaults, **record, "sampling": sampling, "story": tuple(map(tuple, story))}
     if continuation is not None:
         fields["continuation"] = str(folder / continuation)
-    line = Line(**fields)
-    api.Request((line.prompt,), line.seconds, line.seed, line.story)  # checks them
-    return line
+    request = api.Request(
+        (fields["prompt"],), fields["seconds"], fields["seed"], fields["story"]
+    )  # checks them
+    # 10 and 10.0 are one clip.
+    return Line(**fields | {"seconds": float(request.seconds)})
 
 
 def _check_names(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:

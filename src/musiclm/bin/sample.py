@@ -158,10 +158,10 @@ def _round(model: api.MusicLM, output: sampled.Folder, planned: list, meter: "_M
     meter.start_round(sum(line.seconds for _, line, *_ in planned))
     clips = model.render(plans, meter)
     for (number, line, digest, _), clip in zip(planned, clips, strict=True):
-        told = {
-            name: value for name, value in vars(line).items() if value or name in ("seed", "prompt")
-        }
-        told |= {"seconds": clip.seconds, "sample_rate": clip.sample_rate, "model": model.name}
+        told = {"prompt": line.prompt, "seconds": clip.seconds, "seed": line.seed}
+        more = ("sampling", "story", "continuation")
+        told |= {name: getattr(line, name) for name in more if getattr(line, name)}
+        told |= {"sample_rate": clip.sample_rate, "model": model.name}
         output.add(number, digest, clip, told)
         meter.clips += 1
     meter.end_round()
@@ -195,7 +195,7 @@ class _Meter:
             desc="music",
             file=sys.stderr,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
-            "[{elapsed}<{remaining}, {rate_fmt}]",
+            "[{elapsed}<{remaining}]",
         )
         self._tokens: collections.Counter = collections.Counter()
         self._times: collections.Counter = collections.Counter()

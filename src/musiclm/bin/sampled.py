@@ -4,13 +4,18 @@ A clip is there once its line stands in a manifest: the file comes first, whole,
 Whatever a kill leaves besides is cleared away by the next run.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from musiclm import audio, errors
+from musiclm import errors
+
+if TYPE_CHECKING:
+    from musiclm.audio import Waveform
 
 
 class Folder:
@@ -37,7 +42,8 @@ class Folder:
             _cut_after_last_line(self._manifest)
         except OSError as error:
             raise errors.UserError(
-                f"cannot write to {str(path)!r} ({error.strerror}): choose another folder with --out"
+                f"cannot write to {str(path)!r} ({error.strerror}): choose another folder with "
+                "--out"
             ) from error
         # Those of other processes, and of runs with another number of them, count as well.
         self._digests = {
@@ -51,7 +57,7 @@ class Folder:
         name = _name(number)
         return self._digests.get(name) == digest and (self._path / name).is_file()
 
-    def add(self, number: int, digest: str, clip: audio.Waveform, told: Mapping[str, Any]) -> None:
+    def add(self, number: int, digest: str, clip: Waveform, told: Mapping[str, Any]) -> None:
         """Writes a clip and its line in the manifest.
 
         Args:

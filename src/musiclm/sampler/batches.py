@@ -80,7 +80,7 @@ class Part:
 
 def rows_for(num_parts: int, num_devices: int, max_rows: int) -> int:
     """Rows of every batch: as few batches as can be, of one size, a multiple of the devices."""
-    num_batches = math.ceil(num_parts / (max_rows * num_devices))
+    num_batches = max(1, math.ceil(num_parts / (max_rows * num_devices)))
     return math.ceil(num_parts / (num_batches * num_devices)) * num_devices
 
 

@@ -4,8 +4,8 @@ The model's parameters, stacked by layer for training, come apart once (`unroll`
 separate matrices is faster than one that slices a stack. Every function here is pure, state in and
 state out; the state is donated, so that the cache is updated where it lies.
 
-Rows lie over the devices of a mesh with the one axis `ROWS`, the same number on each. A device works
-on its own as if it were alone: what comes of a row does not depend on how many there are.
+Rows lie over the devices of a mesh with the one axis `ROWS`, the same number on each. A device
+works as if it were alone: what comes of a row does not depend on how many there are.
 
 Shapes: L layers, B batch, G rows of the cache (2 B with guidance), H heads, S sequence, D head
 dimension, M model dimension, Q levels, K codes.

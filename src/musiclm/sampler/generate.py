@@ -9,8 +9,8 @@ acoustic stages the continuation of AudioLM):
              left in the overlap; the text is that of the semantic step in its middle
   fine       windows stand side by side and are made together, as rows of a batch
 
-Semantic and coarse codes of a clip are the beginning of those of a longer one; so are the fine codes
-of every window but the last, which ends where the clip does.
+Semantic and coarse codes of a clip are the beginning of those of a longer one; so are the fine
+codes of every window but the last, which ends where the clip does.
 
 Shapes: W semantic steps, T frames, Q levels.
 """

@@ -129,8 +129,8 @@ def keep_likeliest(logits_BK: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array)
     last_B1 = jnp.minimum(top_k_B, logits_BK.shape[-1])[:, None] - 1
     stays_BK = sorted_BK >= jnp.take_along_axis(sorted_BK, last_B1, axis=-1)
     probs_BK = jax.nn.softmax(jnp.where(stays_BK, sorted_BK, -jnp.inf), axis=-1)
-    # A code stays if those before it do not reach p: the likeliest always does. All stay at 1, which
-    # sums of rounded numbers may reach too early.
+    # A code stays if those before it do not reach p: the likeliest always does. At 1 all stay: sums
+    # of rounded numbers may reach it too early.
     stays_BK &= (jnp.cumsum(probs_BK, axis=-1) - probs_BK < top_p_B1) | (top_p_B1 >= 1)
     least_B1 = jnp.where(stays_BK, sorted_BK, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits_BK >= least_B1, logits_BK, -jnp.inf)
