@@ -71,6 +71,8 @@ class Request:
                 f"seed is {self.seed}: give a whole number from 0 to {MAX_SEED}, less one for "
                 "each further prompt"
             )
+        if any(len(part) != 2 for part in self.story):
+            raise UserError('the story is no list of pairs: write it like [(15, "louder")]')
         for start, text in self.story:
             _check_prompt(text)
             if not _is(start, numbers.Real) or not 0 < start < self.seconds:
@@ -124,6 +126,7 @@ class MusicLM:
     Attributes:
       name: of its bundle.
       digest: of its bundle, SHA-256.
+      rows: that a stage always decodes at once on each device; None for as many as there are.
       sample_rate: of what it generates, in Hz.
     """
 
@@ -136,6 +139,7 @@ class MusicLM:
         mesh = decode.make_mesh()
         self.name = bundle.name
         self.digest = bundle.digest
+        self.rows = rows
         self.sample_rate = bundle.token_spec.sample_rate
         self._sampling = _chain_sampling(bundle.sampling, generate.ChainSampling())
         self._w2v_bert = parts["w2v_bert"]
@@ -245,9 +249,14 @@ class MusicLM:
         given = None if continuation is None else self.read_continuation(continuation)
         return self._plan(request, prompt, seed, sampling or {}, given)
 
-    def compile(self, plans: Sequence[Plan]) -> None:
-        """Compiles ahead what `render` needs of the stages, and takes the memory once."""
-        self._chain.compile(plans)
+    def compile(self, plans: Sequence[Plan], rows: int) -> None:
+        """Compiles ahead what `render` needs of the stages, and takes the memory once.
+
+        Args:
+          plans: such clips.
+          rows: that a stage decodes at once on each device.
+        """
+        self._chain.compile(plans, rows)
 
     def render(
         self, plans: Sequence[Plan], progress: Callable[[str, int, int], None] | None = None

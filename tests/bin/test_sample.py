@@ -1,5 +1,6 @@
 """`musiclm sample` with an untrained bundle: what a line decides, and what nothing else does."""
 
+import functools
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ GIN = pathlib.Path(__file__).parents[2] / "gin/sample/batch.gin"
 LINES = [
     {"prompt": "slow piano"},
     {"prompt": "fast flute", "seconds": 2.5, "seed": 3},
-    {"prompt": "slow flute, ß 音楽", "sampling": {"semantic": {"guidance": 3}}},
+    {"prompt": "slow flute, ß 音楽", "seed": 1, "sampling": {"semantic": {"guidance": 3}}},
     {"prompt": "fast piano", "seconds": 2.5, "sampling": {"coarse": {"top_k": 3}}},
     {"prompt": "slow piano", "seconds": 2.5, "story": [[1, "fast flute"]]},
     {"prompt": "fast flute", "seconds": 4, "continuation": "sound.wav"},
@@ -89,10 +90,10 @@ def test_every_line_has_its_clip(made):
 
 def test_the_summary_tells_speed_and_memory(made):
     summary = json.loads((made / "summary.json").read_text())
-    assert (summary["clips"], summary["there already"], summary["rejected"]) == (6, 0, 0)
-    assert summary["music seconds"] == sum(line.get("seconds", 0.5) for line in LINES)
-    assert set(summary["tokens a second"]) == {"semantic", "coarse", "fine"}
-    assert summary["peak memory bytes"] > 1e6
+    assert (summary["clips"], summary["there_already"], summary["rejected"]) == (6, 0, 0)
+    assert summary["music_seconds"] == sum(line.get("seconds", 0.5) for line in LINES)
+    assert set(summary["tokens_per_second"]) == {"semantic", "coarse", "fine"}
+    assert summary["peak_memory_bytes"] > 1e6
 
 
 def test_a_clip_depends_on_its_line_alone(made, tiny_bundle, folder, tmp_path):
@@ -126,7 +127,7 @@ def test_a_kill_loses_nothing_and_changes_nothing(made, tiny_bundle, folder, tmp
     assert main.main(argv) == 0
     assert (tmp_path / "000001.wav").stat().st_mtime_ns == untouched
     again, before = files(tmp_path), files(made)
-    assert json.loads(again.pop("summary.json"))["there already"] == 1
+    assert json.loads(again.pop("summary.json"))["there_already"] == 1
     before.pop("summary.json")
     assert again == before
 
@@ -158,11 +159,12 @@ def test_bad_lines_are_told_and_the_others_made(tiny_bundle, folder, tmp_path, c
         b'{"prompt": "slow piano", "continuation": "no.wav"}',
         b'{"prompt": "slow piano", "seconds": 3, "continuation": "sound.wav"}',
         b'{"prompt": "slow piano", "sampling": {"fine": {"temperature": -1}}}',
+        b'{"prompt": "slow piano", "continuation": "\\ud800\\u0000"}',
     ]
     (folder / "bad.jsonl").write_bytes(b"\n".join(lines))
     assert main.main(command(tiny_bundle, folder / "bad.jsonl", tmp_path)) == 0
     told = capsys.readouterr()
-    assert "1 clips made, 0 were there, 6 lines rejected" in told.out
+    assert "1 clips made, 0 were there, 7 lines rejected" in told.out
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     reasons = {record["line"]: record["reason"] for record in rejected}
     expected = {
@@ -171,6 +173,7 @@ def test_bad_lines_are_told_and_the_others_made(tiny_bundle, folder, tmp_path, c
         5: "horten",
         6: "no.wav",
         7: "the sound that is continued has 3",
+        9: "cannot read",
         8: "temperature is -1",
     }
     assert reasons.keys() == expected.keys()
@@ -196,7 +199,7 @@ def test_processes_share_the_lines_and_a_restart_may_have_others(
         assert lines == [1 + index, 3 + index, 5 + index]
     assert files(tmp_path, "*.wav") == files(made, "*.wav")
     assert main.main(argv) == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["there already"] == 6
+    assert json.loads((tmp_path / "summary.json").read_text())["there_already"] == 6
 
 
 PROGRAM = """
@@ -266,6 +269,9 @@ def test_a_line_may_say_anything_or_little():
         ('{"prompt": "a", "sampling": {"corse": {}}}', "did you mean 'coarse'?"),
         ('{"prompt": "a", "sampling": {"fine": {"topk": 1}}}', "did you mean 'top_k'?"),
         ('{"prompt": "a", "story": "drums"}', "story is no list of pairs"),
+        ('{"prompt": "a", "story": [[3]]}', "story is no list of pairs"),
+        ('{"prompt": "\\ud800"}', "UTF-8"),
+        ("[" * 100_000, "not JSON"),
         ('{"prompt": "a", "story": [[0, "drums"]]}', "starts 'drums' at 0"),
         ('{"prompt": "a", "story": [[12, "drums"]]}', "below 10"),
         ('{"prompt": "a", "story": [[5, "drums"], [4, "b"]]}', "ascending"),
@@ -328,12 +334,16 @@ def test_other_mistakes_are_code_2(tiny_bundle, folder, tmp_path, capsys):
 def test_full_memory_is_told_with_fewer_rows(tiny_bundle, folder, tmp_path, capsys, monkeypatch):
     import jax
 
-    def full(self, plans):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    def compile_up_to(fit, plans, rows):
+        if rows > fit:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr("musiclm.api.MusicLM.compile", full)
-    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", tmp_path)) == 2
-    assert "rows is 2, and memory is full: add --gin_bindings ROWS=1" in capsys.readouterr().err
+    for fit, told in ((3, "2 fit: add --gin_bindings ROWS=2"), (0, "not even 1 fits")):
+        compile_ = functools.partial(compile_up_to, fit)
+        monkeypatch.setattr("musiclm.api.MusicLM.compile", lambda _, *args, c=compile_: c(*args))
+        argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path, rows=8)
+        assert main.main(argv) == 2
+        assert f"rows is 8, and memory is full: {told}" in capsys.readouterr().err
 
 
 def test_a_folder_takes_off_half_a_line(tmp_path):

@@ -35,9 +35,9 @@ class Line:
         if self.continuation is not None:
             try:
                 sound = pathlib.Path(self.continuation).read_bytes()
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: no file could have such a name
                 raise errors.UserError(
-                    f"cannot read {self.continuation} ({error.strerror}): check the path"
+                    f"cannot read {self.continuation!r} ({error}): check the path"
                 ) from error
             record["continuation"] = hashlib.sha256(sound).hexdigest()
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
@@ -73,7 +73,7 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
     """
     try:
         record = json.loads(text)
-    except ValueError as error:  # of JSON as of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON as of UTF-8
         raise errors.UserError(f"not JSON ({error}): give one object a line") from error
     if not isinstance(record, dict):
         raise errors.UserError('not an object: write it like {"prompt": "calm flute"}')
@@ -91,9 +91,7 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
         _check_names(numbers, api.SAMPLING, f"field of sampling.{stage}")
         sampling[stage] = sampling.get(stage, {}) | numbers
     story = record.get("story", [])
-    if not isinstance(story, list) or not all(
-        isinstance(part, list) and len(part) == 2 for part in story
-    ):
+    if not isinstance(story, list) or not all(isinstance(part, list) for part in story):
         raise errors.UserError('story is no list of pairs: write it like [[15, "louder"]]')
     continuation = record.get("continuation")
     if not isinstance(continuation, str | None):

@@ -8,16 +8,18 @@ line, the model and ROWS alone.
 
 import argparse
 import collections
-import contextlib
 import pathlib
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from musiclm import api, errors, exit_codes
 from musiclm.bin import compilation_cache, configuration, prompts, sampled
+
+if TYPE_CHECKING:
+    from musiclm.sampler.generate import Plan
 
 HELP = "generate music for a file of prompts, as a gin file says"
 EPILOG = """\
@@ -38,6 +40,9 @@ there are lines that nothing can be made of; those do not stop the others. Paths
 of prompts. Several processes have manifests of their own. Exit codes: 0 all other lines are done,
 2 something given can't be used.
 """
+
+# For the slowest of several processes.
+_PATIENCE_SECONDS = 7 * 24 * 3600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +71,6 @@ def run(args: argparse.Namespace) -> int:
         # Who is done waits: without its first process the others of a job would fail.
         processes.barrier("sampled", _PATIENCE_SECONDS)
     return exit_codes.DONE
-
-
-_PATIENCE_SECONDS = 7 * 24 * 3600
 
 
 def sample(
@@ -107,54 +109,39 @@ def sample(
     loaded = api.MusicLM.from_pretrained(model, rows=rows)
     defaults = {"seconds": seconds, "seed": seed, "sampling": sampling or {}}
     loaded.plan("defaults", **defaults)  # a mistake in them is no line's
-    rejected = 0
-
-    def reject(number: int, error: errors.UserError) -> None:
-        nonlocal rejected
-        rejected += 1
-        output.reject(number, str(error))
-        print(f"musiclm: line {number} is rejected: {error}", file=sys.stderr)
-
-    lines, skipped = [], 0
+    jobs, there = [], 0
     for number, text in enumerate(texts, start=1):
         if not text.strip() or (number - 1) % num_processes != process:
             continue
-        try:
+        with output.rejecting(number):
             line = prompts.parse(text, defaults, folder)
             digest = line.digest(loaded.digest)
-        except errors.UserError as error:
-            reject(number, error)
-            continue
-        if output.has(number, digest):
-            skipped += 1
-        else:
-            lines.append((number, line, digest))
-    with _Meter(sum(line.seconds for _, line, _ in lines)) as meter:
-        for first in range(0, len(lines), lines_a_round):
+            if output.has(number, digest):
+                there += 1
+            else:
+                jobs.append((number, line, digest))
+    with _Meter(sum(line.seconds for _, line, _ in jobs)) as meter:
+        for first in range(0, len(jobs), lines_a_round):
             planned = []
-            for number, line, digest in lines[first : first + lines_a_round]:
-                try:
-                    planned.append((number, line, digest, _plan(loaded, line)))
-                except errors.UserError as error:
-                    meter.skip(line.seconds)
-                    reject(number, error)
-            with _memory_told(rows):
-                _round(loaded, output, planned, meter)
-    summary = {"clips": meter.clips, "there already": skipped, "rejected": rejected}
+            for number, line, digest in jobs[first : first + lines_a_round]:
+                with output.rejecting(number):
+                    plan = loaded.plan(**vars(line))
+                    planned.append((number, line, digest, plan))
+            _round(loaded, output, planned, meter)
+    summary = {"clips": meter.clips, "there_already": there, "rejected": output.num_rejected}
     summary |= meter.summary()
-    path = output.close(summary)
-    _report(path, summary)
+    _report(output.close(summary), summary)
 
 
-def _plan(model: api.MusicLM, line: prompts.Line):
-    arguments = dict(vars(line))
-    return model.plan(arguments.pop("prompt"), **arguments)
-
-
-def _round(model: api.MusicLM, output: sampled.Folder, planned: list, meter: "_Meter") -> None:
+def _round(
+    model: api.MusicLM,
+    output: sampled.Folder,
+    planned: Sequence[tuple[int, prompts.Line, str, "Plan"]],
+    meter: "_Meter",
+) -> None:
     """Makes some clips together and writes each as soon as it is there."""
     plans = [plan for *_, plan in planned]
-    model.compile(plans)
+    _compile(model, plans)
     meter.start_round(sum(line.seconds for _, line, *_ in planned))
     clips = model.render(plans, meter)
     for (number, line, digest, _), clip in zip(planned, clips, strict=True):
@@ -167,19 +154,27 @@ def _round(model: api.MusicLM, output: sampled.Folder, planned: list, meter: "_M
     meter.end_round()
 
 
-@contextlib.contextmanager
-def _memory_told(rows: int) -> Iterator[None]:
+def _compile(model: api.MusicLM, plans: Sequence["Plan"]) -> None:
+    """Compiles ahead, and tells how many rows fit where the memory is not enough."""
     import jax
 
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise errors.UserError(
-            f"rows is {rows}, and memory is full: add --gin_bindings ROWS={max(1, rows // 2)} and "
-            "start again; what is done stays"
-        ) from error
+    rows = model.rows
+    while rows:
+        try:
+            model.compile(plans, rows)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            rows //= 2
+            continue
+        break
+    if rows < model.rows:
+        mend = (
+            f"{rows} fit: add --gin_bindings ROWS={rows} and start again, what is done stays"
+            if rows
+            else "not even 1 fits: take another device or model"
+        )
+        raise errors.UserError(f"rows is {model.rows}, and memory is full: {mend}")
 
 
 class _Meter:
@@ -191,7 +186,6 @@ class _Meter:
         self.clips = 0
         self._bar = tqdm.tqdm(
             total=round(seconds, 1),
-            unit="s",
             desc="music",
             file=sys.stderr,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
@@ -223,20 +217,17 @@ class _Meter:
         self._made += self._round
         self._to(self._before + self._round)
 
-    def skip(self, seconds: float) -> None:
-        self._bar.total -= seconds
-
     def summary(self) -> dict[str, Any]:
         return {
-            "music seconds": round(self._made, 3),
-            "generating seconds": round(self._working, 3),
-            "music seconds a second": round(self._made / self._working, 3) if self._made else None,
-            "tokens a second": {
+            "music_seconds": round(self._made, 3),
+            "generating_seconds": round(self._working, 3),
+            "music_seconds_per_second": self._made and round(self._made / self._working, 3),
+            "tokens_per_second": {
                 stage: round(self._tokens[stage] / self._times[stage], 1)
                 for stage in api.STAGES
                 if self._tokens[stage]
             },
-            "peak memory bytes": _peak_memory(),
+            "peak_memory_bytes": _peak_memory(),
         }
 
     def _to(self, seconds: float) -> None:
@@ -259,9 +250,9 @@ def _peak_memory() -> int:
 
 
 def _report(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
-    rate = summary["music seconds a second"]
+    rate = summary["music_seconds_per_second"]
     speed = f"{rate:.2f} times faster than real time" if rate else "nothing to do"
     print(
-        f"{path}: {summary['clips']} clips made, {summary['there already']} were there, "
+        f"{path}: {summary['clips']} clips made, {summary['there_already']} were there, "
         f"{summary['rejected']} lines rejected; {speed}"
     )

@@ -6,10 +6,12 @@ Whatever a kill leaves besides is cleared away by the next run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from musiclm import errors
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 
 class Folder:
-    """What one process writes, and what all have written."""
+    """What one process writes, and what all have written.
+
+    Attributes:
+      num_rejected: lines of this run, so far.
+    """
 
     def __init__(self, path: str | os.PathLike[str], process: int = 0, num_processes: int = 1):
         """Makes the folder, if need be, and reads what is there.
@@ -31,6 +37,7 @@ class Folder:
         Raises:
           UserError: the folder can't be written, or a manifest is none.
         """
+        self.num_rejected = 0
         self._path = pathlib.Path(path)
         share = f"-{process:05d}-of-{num_processes:05d}" if num_processes > 1 else ""
         self._manifest = self._path / f"manifest{share}.jsonl"
@@ -73,9 +80,16 @@ class Folder:
         record = {"file": name, "line": number, **told, "digest": digest}
         _append(self._manifest, record)
 
-    def reject(self, number: int, reason: str) -> None:
-        """Notes a line that nothing can be made of."""
-        _append(self._rejected, {"line": number, "reason": " ".join(reason.split())})
+    @contextlib.contextmanager
+    def rejecting(self, number: int) -> Iterator[None]:
+        """Notes a line of which nothing can be made, with what was told of it, and goes on."""
+        try:
+            yield
+        except errors.UserError as error:
+            reason = " ".join(str(error).split())
+            print(f"musiclm: line {number} is rejected: {reason}", file=sys.stderr)
+            _append(self._rejected, {"line": number, "reason": reason})
+            self.num_rejected += 1
 
     def close(self, summary: Mapping[str, Any]) -> pathlib.Path:
         """Puts the manifest into the order of the lines, once each, and writes a summary."""
@@ -95,16 +109,21 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
+    with path.open("ab") as file:
+        file.write(_encode(_line(record)))
         file.flush()
         os.fsync(file.fileno())
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
     beside = path.with_name(f".{path.name}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(_encode(text))
     os.replace(beside, path)
+
+
+def _encode(text: str) -> bytes:
+    # Names of files need not be Unicode. What stands for their other bytes JSON writes as Python.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _cut_after_last_line(path: pathlib.Path) -> None:

@@ -234,12 +234,12 @@ class Chain:
         length = round(plan.clip.seconds * self.token_spec.sample_rate)
         return np.asarray(self.acoustic.decode(codes_TQ[None]))[0, :length]
 
-    def compile(self, plans: Sequence[Plan]) -> None:
-        """Compiles ahead what `compose` needs for such clips with fixed rows."""
+    def compile(self, plans: Sequence[Plan], rows: int) -> None:
+        """Compiles ahead what `compose` needs for such clips, with so many rows a device."""
         for name in STAGES:
             stage = getattr(self, name)
             for kind in {kind for plan in plans for kind in self._kinds(name, plan)}:
-                stage.compile(self.max_rows * stage.num_devices, *kind)
+                stage.compile(rows * stage.num_devices, *kind)
 
     def _kinds(self, name: str, plan: Plan) -> set[batches.Kind]:
         if name == "fine":
