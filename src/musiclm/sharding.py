@@ -218,7 +218,7 @@ def shard_map(function: Callable[..., Any], *, in_specs: Sequence[P], out_specs:
         row that models are initialised on, the function runs whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual:
+    if mesh.empty or AxisType.Auto not in mesh.axis_types:
         return function
 
     def sharded(*arrays):
