@@ -185,7 +185,7 @@ MIXED = [
 
 
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])
-def test_rows_of_different_settings_are_those_that_each_makes_alone(short_spans, stage):
+def test_rows_of_different_settings_are_those_that_each_makes_alone(stage):
     config, params = model(stage)
     stage = Stage(config, params)
     condition = conditions(config.layout, 4)
