@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from musiclm import audio, errors
-from musiclm.bin import main, prompts, sampled
+from musiclm.bin import main, prompts, sample_meter, sampled
 
 GIN = pathlib.Path(__file__).parents[2] / "gin/sample/batch.gin"
 LINES = [
@@ -355,3 +355,20 @@ def test_a_folder_takes_off_half_a_line(tmp_path):
     assert folder.has(1, "d")
     assert not folder.has(1, "e")
     assert not folder.has(2, "d")
+
+
+def test_the_meter_counts_tokens_and_music(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    with sample_meter.Meter(30.0) as meter:
+        for _ in range(2):
+            meter.start_round(10.0)  # every call of the clock is a second
+            for stage in ("semantic", "coarse", "fine"):
+                meter(stage, 10, 40)
+                meter(stage, 40, 40)
+            meter.end_round()
+        summary = meter.summary()
+        assert meter._bar.n == pytest.approx(20.0)
+    assert summary["tokens_per_second"] == {"semantic": 20.0, "coarse": 20.0, "fine": 20.0}
+    assert (summary["music_seconds"], summary["generating_seconds"]) == (20.0, 14.0)
+    assert summary["music_seconds_per_second"] == pytest.approx(20 / 14, abs=1e-3)

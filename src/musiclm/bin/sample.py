@@ -7,16 +7,12 @@ line, the model and ROWS alone.
 """
 
 import argparse
-import collections
 import pathlib
-import resource
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from musiclm import api, errors, exit_codes
-from musiclm.bin import compilation_cache, configuration, prompts, sampled
+from musiclm.bin import compilation_cache, configuration, prompts, sample_meter, sampled
 
 if TYPE_CHECKING:
     from musiclm.sampler.generate import Plan
@@ -120,7 +116,7 @@ def sample(
                 there += 1
             else:
                 jobs.append((number, line, digest))
-    with _Meter(sum(line.seconds for _, line, _ in jobs)) as meter:
+    with sample_meter.Meter(sum(line.seconds for _, line, _ in jobs)) as meter:
         for first in range(0, len(jobs), lines_a_round):
             planned = []
             for number, line, digest in jobs[first : first + lines_a_round]:
@@ -137,7 +133,7 @@ def _round(
     model: api.MusicLM,
     output: sampled.Folder,
     planned: Sequence[tuple[int, prompts.Line, str, "Plan"]],
-    meter: "_Meter",
+    meter: sample_meter.Meter,
 ) -> None:
     """Makes some clips together and writes each as soon as it is there."""
     plans = [plan for *_, plan in planned]
@@ -175,78 +171,6 @@ def _compile(model: api.MusicLM, plans: Sequence["Plan"]) -> None:
             else "not even 1 fits: take another device or model"
         )
         raise errors.UserError(f"rows is {model.rows}, and memory is full: {mend}")
-
-
-class _Meter:
-    """A progress bar over seconds of music, and how long the stages took."""
-
-    def __init__(self, seconds: float):
-        import tqdm
-
-        self.clips = 0
-        self._bar = tqdm.tqdm(
-            total=round(seconds, 1),
-            desc="music",
-            file=sys.stderr,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
-            "[{elapsed}<{remaining}]",
-        )
-        self._tokens: collections.Counter = collections.Counter()
-        self._times: collections.Counter = collections.Counter()
-        self._made = self._before = self._round = self._done = 0.0
-        self._stage, self._working = "", 0.0
-
-    def start_round(self, seconds: float) -> None:
-        self._before, self._round = self._bar.n, seconds
-        self._stage, self._started = "", time.perf_counter()
-        self._since = self._started
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if stage != self._stage:
-            self._stage, self._done = stage, 0
-        self._tokens[stage] += done - self._done
-        self._times[stage] += now - self._since
-        self._done, self._since = done, now
-        # Stages take about as long as one another.
-        share = (api.STAGES.index(stage) + done / total) / len(api.STAGES)
-        self._to(self._before + share * self._round)
-
-    def end_round(self) -> None:
-        self._working += time.perf_counter() - self._started
-        self._made += self._round
-        self._to(self._before + self._round)
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "music_seconds": round(self._made, 3),
-            "generating_seconds": round(self._working, 3),
-            "music_seconds_per_second": self._made and round(self._made / self._working, 3),
-            "tokens_per_second": {
-                stage: round(self._tokens[stage] / self._times[stage], 1)
-                for stage in api.STAGES
-                if self._tokens[stage]
-            },
-            "peak_memory_bytes": _peak_memory(),
-        }
-
-    def _to(self, seconds: float) -> None:
-        self._bar.update(seconds - self._bar.n)
-
-    def __enter__(self) -> "_Meter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-
-def _peak_memory() -> int:
-    """Of the fullest device; of the process, where devices do not count."""
-    import jax
-
-    counted = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [stats["peak_bytes_in_use"] for stats in counted if "peak_bytes_in_use" in stats]
-    return max(peaks, default=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def _report(path: pathlib.Path, summary: Mapping[str, Any]) -> None:

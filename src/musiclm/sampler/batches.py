@@ -1,8 +1,8 @@
 """Windows of many clips, gathered into batches of one shape.
 
 The windows of a clip follow one another; those of different clips share batches if they are of one
-kind, whatever their place, length and settings. A kind has one program, so that
-what comes of a window depends on the clip alone, not on what stands beside it.
+kind, whatever their place, length and settings. A kind has one program, so that what comes of a
+window depends on the clip alone, not on what stands beside it.
 
 Shapes: B batch, T frames, Q levels.
 """
