@@ -264,8 +264,7 @@ class MusicLM:
         """Makes planned clips, of any lengths and settings together; yields them in their order."""
         from musiclm.audio import Waveform
 
-        for plan, codes_TQ in zip(plans, self._chain.compose(plans, progress), strict=True):
-            samples_T = self._chain.decode(plan, codes_TQ)
+        for samples_T in self._chain.generate(plans, progress):
             yield Waveform(_within_full_scale(samples_T), self.sample_rate)
 
     def read_continuation(self, path: str | os.PathLike[str]) -> Continuation:

@@ -91,8 +91,8 @@ def codes_of(music, *clips):
 @pytest.mark.parametrize("seconds", [0.05, 0.2, 0.37, 0.4, 1.0, 1.73])
 def test_stages_see_what_belongs_to_their_window(seconds):
     music = chain(max_rows=100)
-    waves = music.generate([clip("one", seconds, 3), clip("three", seconds, 4)])
-    assert [len(wave) for wave in waves] == [round(seconds * SPEC.sample_rate)] * 2
+    plans = [music.plan(clip("one", seconds, 3)), music.plan(clip("three", seconds, 4))]
+    assert [len(wave) for wave in music.generate(plans)] == [round(seconds * SPEC.sample_rate)] * 2
 
     semantic = _joined(music.semantic.calls)[:, :, 0]
     coarse = _joined(music.coarse.calls)

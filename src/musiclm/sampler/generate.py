@@ -150,15 +150,16 @@ class Chain:
     max_rows: int = 16
     fixed_rows: bool = False
 
-    def generate(self, clips: Sequence[Clip], progress: Progress | None = None) -> list[np.ndarray]:
-        """Makes music; see `plan`, `compose` and `decode`.
+    def generate(
+        self, plans: Sequence[Plan], progress: Progress | None = None
+    ) -> Iterator[np.ndarray]:
+        """Makes music of plans; see `compose` and `decode`.
 
-        Returns:
+        Yields:
           One f32 waveform a clip, [round(seconds · sample rate)].
         """
-        plans = [self.plan(clip) for clip in clips]
-        codes = self.compose(plans, progress)
-        return [self.decode(plan, codes_TQ) for plan, codes_TQ in zip(plans, codes, strict=True)]
+        for plan, codes_TQ in zip(plans, self.compose(plans, progress), strict=True):
+            yield self.decode(plan, codes_TQ)
 
     def plan(self, clip: Clip) -> Plan:
         """Looks a clip through and encodes its texts.
