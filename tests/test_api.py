@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import musiclm
-from musiclm import api, bundle
+from musiclm import api, audio, bundle
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,45 @@ def test_a_bundle_may_say_how_it_is_best_sampled(tiny_bundle):
 def test_wrong_sampling(model, sampling):
     with pytest.raises(musiclm.UserError, match="sampling"):
         model.generate("slow piano", seconds=0.5, sampling=sampling)
+
+
+def test_a_sound_is_continued(model, tmp_path):
+    """The clip begins with the tokens of the sound's last whole seconds, at the codec's rate."""
+    rng = np.random.default_rng(0)
+    sound = musiclm.Waveform(rng.normal(0, 0.1, 5600).astype(np.float32), 1600)
+    sound.save(tmp_path / "sound.wav")
+    plan = model.plan("slow piano", seconds=5, seed=0, continuation=tmp_path / "sound.wav")
+    (samples,) = [audio.read_audio(tmp_path / "sound.wav", 1600)]
+    (codes,) = model._acoustic.encode(samples[None, -4800:])
+    np.testing.assert_array_equal(plan.acoustic_TQ, codes)
+    assert plan.semantic_T.shape == (75,)
+    clip = model.generate("slow piano", seconds=5, seed=0, continuation=tmp_path / "sound.wav")
+    (kept,) = model._acoustic.decode(codes[None])
+    np.testing.assert_allclose(clip.samples[:4700], api._within_full_scale(kept)[:4700], atol=0.2)
+    with pytest.raises(musiclm.UserError, match="give more"):
+        model.generate("slow piano", seconds=3, continuation=tmp_path / "sound.wav")
+    musiclm.Waveform(sound.samples[:4700], 1600).save(tmp_path / "short.wav")
+    with pytest.raises(musiclm.UserError, match=r"lasts 2.9 s.*at least 3 s"):
+        model.generate("slow piano", seconds=5, continuation=tmp_path / "short.wav")
+    (tmp_path / "none.wav").write_bytes(b"")
+    with pytest.raises(musiclm.UserError, match="cannot read"):
+        model.generate("slow piano", seconds=5, continuation=tmp_path / "none.wav")
+
+
+def test_a_story_changes_what_comes_after_it_starts(model):
+    plain = model.plan("slow piano", seconds=4)
+    told = model.plan("slow piano", seconds=4, story=[(2, "fast flute")])
+    assert told.texts[:2] == plain.texts[:2] == ("slow piano",) * 2
+    assert set(told.texts[2:]) == {"fast flute"}
+    np.testing.assert_array_equal(told.mulan_WQ[:2], plain.mulan_WQ[:2])
+
+
+@pytest.mark.parametrize(
+    "story", [[(0, "a")], [(10, "a")], [(2, "a"), (2, "b")], [(2, "")], [(2,)], [("2", "a")]]
+)
+def test_wrong_stories(model, story):
+    with pytest.raises(musiclm.UserError, match=r"story|prompt"):
+        model.generate("slow piano", seconds=10, story=story)
 
 
 @given(

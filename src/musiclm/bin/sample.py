@@ -1,0 +1,182 @@
+"""Generates music for every line of a file of prompts; started again it goes on where it was.
+
+A line is a JSON object with "prompt" and, if they are to differ from the gin file's, "seconds",
+"seed" and "sampling" by stage; "story" has [second, text] pairs that take over from the prompt, and
+"continuation" names a sound file that the clip begins with. What comes of a line depends on the
+line, the model and ROWS alone.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from musiclm import api, errors, exit_codes
+from musiclm.bin import compilation_cache, configuration, prompts, sample_meter, sampled
+
+if TYPE_CHECKING:
+    from musiclm.sampler.generate import Plan
+
+HELP = "generate music for a file of prompts, as a gin file says"
+EPILOG = """\
+examples:
+  musiclm sample --gin_file gin/sample/batch.gin --prompts prompts.jsonl --out songs
+  musiclm sample --gin_file gin/sample/batch.gin --gin_bindings ROWS=64 \\
+    --gin_bindings 'MODEL="runs/base/bundle"' --prompts prompts.jsonl --out songs
+  musiclm sample --distributed --gin_file …            # as one process of several, each its share
+
+lines such as:
+  {"prompt": "a slow sad piano melody in A minor"}
+  {"prompt": "church organ", "seconds": 60, "seed": 7, "sampling": {"semantic": {"guidance": 3}}}
+  {"prompt": "calm strings", "seconds": 45, "story": [[15, "fast flute"], [30, "drums, loud"]]}
+  {"prompt": "fast flute", "seconds": 20, "continuation": "songs/000001.wav"}
+
+DIR gets 000001.wav … by the number of the line, manifest.jsonl, summary.json, and rejected.jsonl if
+there are lines that nothing can be made of; those do not stop the others. Paths start from the file
+of prompts. Several processes have manifests of their own. Exit codes: 0 all other lines are done,
+2 something given can't be used.
+"""
+
+# For the slowest of several processes.
+_PATIENCE_SECONDS = 7 * 24 * 3600
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `musiclm sample`."""
+    configuration.add_arguments(parser)
+    parser.add_argument("--prompts", required=True, metavar="JSONL", help="one object a line")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for what is made")
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of the job"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    compilation_cache.enable()
+    configuration.parse(args.gin_file, args.gin_bindings)
+    names = ("model", "rows", "lines_a_round", "seconds", "seed", "sampling")
+    settings = configuration.resolve_some(sample, names)
+    texts = prompts.read(args.prompts)
+    if args.distributed:
+        from musiclm import processes
+
+        processes.join()
+    sample(texts, pathlib.Path(args.prompts).parent, args.out, **settings)
+    if args.distributed:
+        # Who is done waits: without its first process the others of a job would fail.
+        processes.barrier("sampled", _PATIENCE_SECONDS)
+    return exit_codes.DONE
+
+
+def sample(
+    texts: Sequence[bytes],
+    folder: pathlib.Path,
+    out: str,
+    *,
+    model: str = api.DEFAULT_MODEL,
+    rows: int = 16,
+    lines_a_round: int = 64,
+    seconds: float = 10.0,
+    seed: int = 0,
+    sampling: Mapping[str, Mapping[str, float | int]] | None = None,
+) -> None:
+    """Makes a clip of every line.
+
+    Args:
+      texts: the lines.
+      folder: that their paths start from.
+      out: the folder to fill.
+      model: name or folder of a bundle.
+      rows: that a stage decodes at once on each device.
+      lines_a_round: lines that are made together.
+      seconds, seed, sampling: of lines that do not say their own.
+
+    Raises:
+      UserError: a setting, the model or a folder can't be used.
+    """
+    for name, value in (("rows", rows), ("lines_a_round", lines_a_round)):
+        if value < 1:
+            raise errors.UserError(f"{name} is {value}: give 1 or more")
+    import jax
+
+    process, num_processes = jax.process_index(), jax.process_count()
+    output = sampled.Folder(out, process, num_processes)
+    loaded = api.MusicLM.from_pretrained(model, rows=rows)
+    defaults = {"seconds": seconds, "seed": seed, "sampling": sampling or {}}
+    loaded.plan("defaults", **defaults)  # a mistake in them is no line's
+    jobs, there = [], 0
+    for number, text in enumerate(texts, start=1):
+        if not text.strip() or (number - 1) % num_processes != process:
+            continue
+        with output.rejecting(number):
+            line = prompts.parse(text, defaults, folder)
+            digest = line.digest(loaded.digest)
+            if output.has(number, digest):
+                there += 1
+            else:
+                jobs.append((number, line, digest))
+    with sample_meter.Meter(sum(line.seconds for _, line, _ in jobs)) as meter:
+        for first in range(0, len(jobs), lines_a_round):
+            planned = []
+            for number, line, digest in jobs[first : first + lines_a_round]:
+                with output.rejecting(number):
+                    plan = loaded.plan(**vars(line))
+                    planned.append((number, line, digest, plan))
+            _round(loaded, output, planned, meter)
+    summary = {"clips": meter.clips, "there_already": there, "rejected": output.num_rejected}
+    summary |= meter.summary()
+    _report(output.close(summary), summary)
+
+
+def _round(
+    model: api.MusicLM,
+    output: sampled.Folder,
+    planned: Sequence[tuple[int, prompts.Line, str, "Plan"]],
+    meter: sample_meter.Meter,
+) -> None:
+    """Makes some clips together and writes each as soon as it is there."""
+    plans = [plan for *_, plan in planned]
+    _compile(model, plans)
+    meter.start_round(sum(line.seconds for _, line, *_ in planned))
+    clips = model.render(plans, meter)
+    for (number, line, digest, _), clip in zip(planned, clips, strict=True):
+        told = {"prompt": line.prompt, "seconds": clip.seconds, "seed": line.seed}
+        more = ("sampling", "story", "continuation")
+        told |= {name: getattr(line, name) for name in more if getattr(line, name)}
+        told |= {"sample_rate": clip.sample_rate, "model": model.name}
+        output.add(number, digest, clip, told)
+        meter.clips += 1
+    meter.end_round()
+
+
+def _compile(model: api.MusicLM, plans: Sequence["Plan"]) -> None:
+    """Compiles ahead, and tells how many rows fit where the memory is not enough."""
+    import jax
+
+    rows = model.rows
+    while rows:
+        try:
+            model.compile(plans, rows)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            rows //= 2
+            continue
+        break
+    if rows < model.rows:
+        mend = (
+            f"{rows} fit: add --gin_bindings ROWS={rows} and start again, what is done stays"
+            if rows
+            else "not even 1 fits: take another device or model"
+        )
+        raise errors.UserError(f"rows is {model.rows}, and memory is full: {mend}")
+
+
+def _report(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
+    rate = summary["music_seconds_per_second"]
+    speed = f"{rate:.2f} times faster than real time" if rate else "nothing to do"
+    print(
+        f"{path}: {summary['clips']} clips made, {summary['there_already']} were there, "
+        f"{summary['rejected']} lines rejected; {speed}"
+    )
