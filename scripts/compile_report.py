@@ -6,6 +6,7 @@ Takes a few minutes a program. Each is written when it is done: a second start g
 lacks, and compiles again what an edit of the JSON took out.
 """
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -31,6 +32,9 @@ device's; FLOP are the model's, three times those of its forward pass.
 
 def main() -> None:
     """Compiles what lacks, one program after the other."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     reports = json.loads(REPORT.read_text()) if REPORT.exists() else []
     done = {(r["gin_file"], r["topology"], r["slices"]) for r in reports}
     for topology, slices in PODS:
