@@ -101,10 +101,13 @@ def steps_of(task: program.Task, batch: Any, start: int = 0) -> Turn:
 
 
 class Peer:
-    """`train_peers.py` with its own interpreter."""
+    """A script beside this one, with its own interpreter."""
 
-    def __init__(self, python: str, name: str, sizes: dict[str, Any]):
-        command = [python, Path(__file__).with_name("train_peers.py"), name, json.dumps(sizes)]
+    def __init__(
+        self, python: str, name: str, sizes: dict[str, Any], script: str = "train_peers.py"
+    ):
+        self._script = script
+        command = [python, Path(__file__).with_name(script), name, json.dumps(sizes)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -128,7 +131,7 @@ class Peer:
     def _answer(self) -> str:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"train_peers.py ended with {self._process.wait()}: see above")
+            raise SystemExit(f"{self._script} ended with {self._process.wait()}: see above")
         return line
 
 

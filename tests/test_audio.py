@@ -1,8 +1,16 @@
 """Spectra against a reference, framing, and files."""
 
+import contextlib
+import io
+import json
+import struct
+import wave
+
+import jax
 import librosa
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +34,33 @@ def test_stft_equals_librosa():
     padded_T = np.pad(waveform_T, (192, 192))
     reference_NF = librosa.stft(padded_T, n_fft=512, hop_length=128, center=False).T
     np.testing.assert_allclose(ours_NF, reference_NF, rtol=1e-4, atol=1e-3)
+
+
+def test_griffin_lim_of_a_sound_does_not_depend_on_its_batch():
+    noise_BT = np.random.default_rng(0).normal(size=(3, 3_200)).astype(np.float32)
+    wanted_BNF = np.abs(audio.stft(noise_BT, 960, 160))
+    alone_BT = audio.griffin_lim(wanted_BNF[2:], 960, 160, 4)
+    np.testing.assert_allclose(audio.griffin_lim(wanted_BNF, 960, 160, 4)[2:], alone_BT, atol=1e-4)
+
+
+def test_griffin_lim_goes_on_from_samples_that_stay():
+    time_T = np.arange(8_000) / 16_000
+    tone_BT = np.sin(2 * np.pi * 330 * time_T)[None].astype(np.float32)
+    wanted_BNF = np.abs(audio.stft(tone_BT, 960, 160))
+    found_BT = np.asarray(
+        jax.jit(lambda m, past: audio.griffin_lim(m, 960, 160, 32, past_BT=past))(
+            wanted_BNF, tone_BT[:, :2_000]
+        )
+    )
+    np.testing.assert_array_equal(found_BT[:, :2_000], tone_BT[:, :2_000])
+    # The phase is that of the past, hence the sound itself; without a past it is any.
+    apart_BT = np.asarray(audio.griffin_lim(wanted_BNF, 960, 160, 32))
+    error, chance = (
+        np.linalg.norm((x_BT - tone_BT)[:, 2_000:2_800]) / np.linalg.norm(tone_BT[:, 2_000:2_800])
+        for x_BT in (found_BT, apart_BT)
+    )
+    assert error < 0.3
+    assert chance > 0.9
 
 
 @pytest.mark.parametrize(("window_size", "hop_size"), [(512, 128), (960, 160)])
@@ -102,8 +137,6 @@ def test_wav_round_trip_is_within_one_quantisation_step(tmp_path):
 
 
 def test_reading_mixes_down_and_resamples(tmp_path):
-    import soundfile
-
     time_T = np.arange(44_100) / 44_100
     tone_T = np.sin(2 * np.pi * 440 * time_T)
     soundfile.write(tmp_path / "stereo.wav", np.stack([tone_T, 0 * tone_T], 1), 44_100)
@@ -114,10 +147,134 @@ def test_reading_mixes_down_and_resamples(tmp_path):
     np.testing.assert_allclose(samples_T[100:-100].max(), 0.5, atol=0.01)
 
 
-def test_what_is_no_audio_is_refused_by_name(tmp_path):
-    (tmp_path / "page.mp3").write_text("<html>")
-    with pytest.raises(UserError, match=r"page\.mp3"):
-        audio.read_audio(tmp_path / "page.mp3", 16_000)
+@settings(max_examples=20)
+@given(
+    kind=st.sampled_from([("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("MP3", None)]),
+    rate=st.sampled_from([8_000, 22_050, 44_100, 48_000]),
+    channels=st.integers(1, 2),
+)
+def test_music_of_any_kind_is_read(tmp_path_factory, kind, rate, channels):
+    path = tmp_path_factory.mktemp("kinds") / f"a.{kind[0].lower()}"
+    tone_T = 0.5 * np.sin(2 * np.pi * 440 * np.arange(4 * rate) / rate)
+    soundfile.write(path, np.stack([tone_T] * channels, 1), rate, format=kind[0], subtype=kind[1])
+    samples_T = audio.read_music(path, 16_000, 3.0)
+    assert samples_T.dtype == np.float32
+    assert len(samples_T) == pytest.approx(4 * 16_000, abs=0.1 * 16_000)  # mp3 adds a frame or two
+    middle_T = samples_T[16_000 : 3 * 16_000]
+    assert np.abs(np.fft.rfft(middle_T)).argmax() == 2 * 440
+    assert np.abs(middle_T).max() == pytest.approx(0.5, abs=0.1)
+    facts = audio.read_facts(path)
+    assert (facts["format"], facts["sample_rate"], facts["channels"]) == (kind[0], rate, channels)
+    assert facts["seconds"] == pytest.approx(4, abs=0.1)
+
+
+TONE_T = (0.5 * np.sin(np.arange(4 * 16_000) * 0.2)).astype(np.float32)
+
+
+def _float_wav(samples_T):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples_T, 16_000, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("read", [audio.read_audio, audio.read_music])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("page.mp3", b"<html>", "cannot read .*page.mp3 as audio"),
+        ("sound.raw", bytes(9_999), "cannot read .*sound.raw as audio"),
+        ("nothing.wav", b"", r"nothing.wav is empty \(0 bytes\)"),
+        ("header.wav", audio.wav_bytes(TONE_T, 16_000)[:20], "cannot read .*header.wav as audio"),
+        ("absent.wav", None, r"cannot read .*absent.wav as audio \(No such file"),
+    ],
+)
+def test_what_is_no_audio_is_refused_by_name(tmp_path, read, name, content, told):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        read(tmp_path / name, 16_000, *([3.0] if read is audio.read_music else []))
+
+
+def test_a_folder_is_no_audio(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .* as audio"):
+        audio.read_audio(tmp_path, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (audio.wav_bytes(TONE_T[:16_000], 16_000), "lasts 1.00 s: give 3 s of music or more"),
+        (audio.wav_bytes(TONE_T[:0], 16_000), "lasts 0.00 s"),
+        (audio.wav_bytes(0 * TONE_T, 16_000), "is silent"),
+        (audio.wav_bytes(1e-4 * TONE_T, 16_000), "is silent"),  # dither
+        (_float_wav(np.where(np.arange(len(TONE_T)) == 9, np.nan, TONE_T)), "no numbers"),
+        (_float_wav(np.where(np.arange(len(TONE_T)) == 9, np.inf, TONE_T)), "no numbers"),
+    ],
+)
+def test_what_is_no_music_is_refused_by_name(tmp_path, content, told):
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(UserError, match=f"a.wav .*{told}"):
+        audio.read_music(tmp_path / "a.wav", 16_000, 3.0)
+
+
+PROVENANCE = {"prompt": 'flûte – 笛 "x"\n', "seed": 7, "model": "gm-mini", "digest": "17" * 32}
+
+
+# Of comments beyond some 8 kB libsndfile reads nothing; a story has many prompts.
+@pytest.mark.parametrize("words", ["", "flute", "odd!", "长" * 20_000])
+def test_provenance_comes_back_and_the_sound_with_it(tmp_path, words):
+    provenance = PROVENANCE | {"prompt": words}
+    path = tmp_path / "a.wav"
+    audio.Waveform(TONE_T, 16_000).save(path, provenance)
+    assert audio.read_provenance(path) == {"generated": True, **provenance}
+    with wave.open(str(path)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16_000, 1, 2)
+        frames = file.readframes(10**9)
+    bare = audio.wav_bytes(TONE_T, 16_000)
+    assert frames == bare[44:]
+    read_T, rate = soundfile.read(path, dtype="int16")
+    assert (rate, read_T.tobytes()) == (16_000, frames)
+    written = path.read_bytes()
+    assert struct.unpack("<I", written[4:8])[0] == len(written) - 8
+    assert written == audio.wav_bytes(TONE_T, 16_000, provenance)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_other_programs_see_provenance_as_the_comment(tmp_path):
+    audio.write_wav(tmp_path / "a.wav", TONE_T, 16_000, PROVENANCE)
+    with soundfile.SoundFile(tmp_path / "a.wav") as file:
+        assert json.loads(file.comment) == {"generated": True, **PROVENANCE}
+    # A converter takes it along.
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 16_000, 1) as file:
+        file.comment = json.dumps({"generated": True, **PROVENANCE})
+        file.write(TONE_T)
+    assert audio.read_provenance(tmp_path / "a.flac") == {"generated": True, **PROVENANCE}
+
+
+def test_bytes_without_provenance_are_those_of_libsndfile():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 3 * TONE_T.clip(-1 / 3, 1 / 3), 24_000, format="WAV", subtype="PCM_16")
+    assert audio.wav_bytes(3 * TONE_T, 24_000) == buffer.getvalue()
+
+
+@pytest.mark.parametrize("comment", [None, "my song", "[1, 2]", '{"a": 1}', "[" * 5_000])
+def test_a_file_of_others_has_no_provenance(tmp_path, comment):
+    with soundfile.SoundFile(tmp_path / "a.wav", "w", 16_000, 1) as file:
+        if comment:
+            file.comment = comment
+        file.title = "ICMT"
+        file.write(TONE_T)
+    assert audio.read_provenance(tmp_path / "a.wav") is None
+
+
+@given(st.integers(20, 300), st.integers(0, 2**32 - 1))
+def test_a_damaged_header_ends_in_words_or_nothing(tmp_path_factory, place, number):
+    content = bytearray(audio.wav_bytes(TONE_T[:99], 16_000, PROVENANCE))
+    content[place : place + 4] = struct.pack("<I", number)
+    path = tmp_path_factory.getbasetemp() / "damaged.wav"
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        assert audio.read_provenance(path) is None or "generated" in audio.read_provenance(path)
 
 
 def test_a_waveform_plays_in_a_notebook():

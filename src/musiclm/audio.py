@@ -4,17 +4,25 @@ B: batch, T: samples, N: frames, F: frequency bins, M: mel bands.
 """
 
 import base64
+import contextlib
 import dataclasses
 import io
+import json
 import os
 import pathlib
+import struct
 import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from musiclm.errors import UserError
+
+# A file whose peak is below, -80 dB, holds no music: dither at most.
+SILENCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,33 +149,56 @@ def istft(spectrum_BNF: jax.Array, window_size: int, hop_size: int) -> jax.Array
     return waveform_BT[:, left : left + num_frames * hop_size]
 
 
+def unit_phase(spectrum_BNF: jax.Array) -> jax.Array:
+    """The phases of a spectrum, as complex numbers of length 1 (or 0, of silence)."""
+    return spectrum_BNF / (jnp.abs(spectrum_BNF) + 1e-12)
+
+
+def random_phase(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """Evenly drawn phases [B, N, F] as complex numbers of length 1.
+
+    They are the same in every row, so that no sound depends on its neighbours in a batch.
+    """
+    turns_NF = jax.random.uniform(key, shape[1:])
+    return jnp.broadcast_to(jnp.exp(2j * jnp.pi * turns_NF), shape)
+
+
 def griffin_lim(
-    magnitude_BNF: jax.Array, window_size: int, hop_size: int, num_iters: int
-) -> jax.Array:
+    magnitude_BNF: jax.Array, window_size: int, hop_size: int, num_iters: int,
+    *, phase_BNF: jax.Array | None = None, past_BT: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
     """A waveform f32 [B, N · hop] whose `stft` has these magnitudes, or nearly so.
 
-    The fast algorithm of Perraudin et al. (WASPAA 2013), momentum 0.99, from random phases, the
-    same at every call.
+    The fast algorithm of Perraudin et al. (WASPAA 2013), momentum 0.99.
 
     Args:
       magnitude_BNF: f32, with `window_size // 2 + 1` bins.
       window_size: of the Hann window, a multiple of `hop_size`.
       hop_size: samples between frames.
       num_iters: projections; 32 come within -20 dB of the magnitudes of music.
+      phase_BNF: to start from; random ones, the same at every call, when None.
+      past_BT: the first samples of the waveform where they are settled already: they stay, and the
+        rest goes on from them.
     """
     momentum = 0.99
-    turns_BNF = jax.random.uniform(jax.random.key(0), magnitude_BNF.shape)
+    if phase_BNF is None:
+        phase_BNF = random_phase(jax.random.key(0), magnitude_BNF.shape)
+
+    def waveform(phase_BNF):
+        waveform_BT = istft(magnitude_BNF * phase_BNF, window_size, hop_size)
+        if past_BT is None:
+            return waveform_BT
+        return jnp.concatenate([past_BT, waveform_BT[:, past_BT.shape[1] :]], axis=1)
 
     def iterate(_, carry):
         phase_BNF, previous_BNF = carry
-        waveform_BT = istft(magnitude_BNF * phase_BNF, window_size, hop_size)
-        spectrum_BNF = stft(waveform_BT, window_size, hop_size)
+        spectrum_BNF = stft(waveform(phase_BNF), window_size, hop_size)
         ahead_BNF = spectrum_BNF - momentum / (1 + momentum) * previous_BNF
-        return ahead_BNF / (jnp.abs(ahead_BNF) + 1e-12), spectrum_BNF
+        return unit_phase(ahead_BNF), spectrum_BNF
 
-    start = jnp.exp(2j * jnp.pi * turns_BNF), jnp.zeros(magnitude_BNF.shape, jnp.complex64)
+    start = phase_BNF, jnp.zeros(magnitude_BNF.shape, jnp.complex64)
     phase_BNF, _ = jax.lax.fori_loop(0, num_iters, iterate, start)
-    return istft(magnitude_BNF * phase_BNF, window_size, hop_size)
+    return waveform(phase_BNF)
 
 
 def mel_magnitude(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
@@ -231,44 +262,161 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     return soxr.resample(samples, from_rate, to_rate).astype(np.float32)
 
 
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike) -> Iterator[None]:
+    """Says in words what is wrong with a file that can't be read as audio."""
+    import soundfile
+
+    try:
+        if not os.path.getsize(path):
+            raise UserError(f"{path} is empty (0 bytes): give a wav, flac, ogg or mp3 file")
+        yield
+    # TypeError: libsndfile guesses headerless sound from some names.
+    except (OSError, TypeError, soundfile.LibsndfileError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot read {path} as audio ({why}): give a wav, flac, ogg or mp3 file"
+        ) from error
+
+
 def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     """Reads a file as mono f32 [T] at the given rate.
 
     Raises:
-      UserError: the file is missing, or is no audio that libsndfile can read.
+      UserError: the file is missing, empty, or no audio that libsndfile can read.
     """
     import soundfile
 
-    try:
+    with _reading(path):
         samples_TC, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(
-            f"cannot read {path} as audio ({error}): give a wav, flac, ogg or mp3 file"
-        ) from error
     return resample(samples_TC.mean(axis=1), rate, sample_rate)
 
 
-def wav_bytes(samples: np.ndarray, sample_rate: int) -> bytes:
-    """The bytes of a 16-bit PCM WAV file; samples outside [-1, 1] are clipped."""
+def read_music(path: str | os.PathLike, sample_rate: int, min_seconds: float) -> np.ndarray:
+    """`read_audio` of what shall be gone on from: so long at least, and not silent.
+
+    Raises:
+      UserError: the file can't be read, is too short, silent, or has samples that are no numbers.
+    """
+    samples = read_audio(path, sample_rate)
+    seconds = len(samples) / sample_rate
+    if seconds < min_seconds:
+        raise UserError(f"{path} lasts {seconds:.2f} s: give {min_seconds:g} s of music or more")
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path} has samples that are no numbers (NaN or infinite): export it anew")
+    if np.abs(samples).max(initial=0.0) < SILENCE:
+        raise UserError(f"{path} is silent: give a file with music")
+    return samples
+
+
+def read_facts(path: str | os.PathLike) -> dict[str, Any]:
+    """What kind of sound is in a file: "format", "sample_rate" in Hz, "channels", "seconds".
+
+    Raises:
+      UserError: as `read_audio`.
+    """
+    import soundfile
+
+    with _reading(path):
+        info = soundfile.info(path)
+    return {
+        "format": info.format,
+        "sample_rate": info.samplerate,
+        "channels": info.channels,
+        "seconds": info.frames / info.samplerate,
+    }
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    """A part of a RIFF file; the next one starts at an even byte."""
+    return name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+
+def _chunks(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int]]:
+    """The names and sizes of the parts up to a byte; the file stands at the start of their data."""
+    while file.tell() + 8 <= end:
+        name, size = struct.unpack("<4sI", file.read(8))
+        start = file.tell()
+        yield name, size
+        file.seek(start + size + size % 2)
+
+
+def wav_bytes(
+    samples: np.ndarray, sample_rate: int, provenance: Mapping[str, Any] | None = None
+) -> bytes:
+    """The bytes of a mono 16-bit PCM WAV file; samples outside [-1, 1] are clipped.
+
+    Args:
+      samples: f32 [T].
+      sample_rate: in Hz.
+      provenance: what made the sound, JSON-ready: prompt, seed, model …. It is the comment of the
+        file (RIFF chunk LIST, type INFO, entry ICMT), in JSON and UTF-8, with "generated": true
+        before it; programs that don't know it skip it, others show it.
+    """
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(samples, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
+    soundfile.write(buffer, np.clip(samples, -1, 1), sample_rate, format="RAW", subtype="PCM_16")
+    pcm, mono, width = 1, 1, 2
+    form = struct.pack("<HHIIHH", pcm, mono, sample_rate, sample_rate * width, width, 8 * width)
+    parts = [b"WAVE", _chunk(b"fmt ", form)]
+    if provenance is not None:
+        comment = json.dumps({"generated": True, **provenance}, ensure_ascii=False)
+        parts.append(_chunk(b"LIST", b"INFO" + _chunk(b"ICMT", comment.encode() + b"\0")))
+    parts.append(_chunk(b"data", buffer.getvalue()))
+    return _chunk(b"RIFF", b"".join(parts))
 
 
-def write_wav(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) -> None:
-    """Writes a 16-bit PCM WAV: beside its place first, then renamed, so never half a file."""
+def write_wav(
+    path: str | os.PathLike, samples: np.ndarray, sample_rate: int,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Writes `wav_bytes`: beside its place first, then renamed, so never half a file."""
     path = pathlib.Path(path)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(wav_bytes(samples, sample_rate))
+            file.write(wav_bytes(samples, sample_rate, provenance))
         os.chmod(beside, 0o644)
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)
         raise
+
+
+def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What `wav_bytes` was told of a file; None where a file says nothing of the kind.
+
+    Other formats are asked for their comment, which converters take along.
+
+    Raises:
+      UserError: as `read_audio`.
+    """
+    import soundfile
+
+    with _reading(path), soundfile.SoundFile(path) as sound:
+        # Of a long comment in a WAV, libsndfile would say nothing.
+        comment = _wav_comment(path) if sound.format.startswith("WAV") else sound.comment
+    try:
+        provenance = json.loads(comment)
+    except (ValueError, RecursionError):
+        return None
+    is_ours = isinstance(provenance, dict) and "generated" in provenance
+    return provenance if is_ours else None
+
+
+def _wav_comment(path: str | os.PathLike) -> str:
+    """The text of a WAV's INFO entry ICMT; empty if there is none."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(12)
+        for name, length in _chunks(file, size):
+            if name != b"LIST" or file.read(4) != b"INFO":
+                continue
+            for entry, entry_length in _chunks(file, min(size, file.tell() + length - 4)):
+                if entry == b"ICMT":
+                    return file.read(entry_length).rstrip(b"\0").decode(errors="replace")
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -283,9 +431,9 @@ class Waveform:
         """Length in seconds."""
         return len(self.samples) / self.sample_rate
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes a 16-bit PCM WAV."""
-        write_wav(path, self.samples, self.sample_rate)
+    def save(self, path: str | os.PathLike, provenance: Mapping[str, Any] | None = None) -> None:
+        """Writes a 16-bit PCM WAV; for `provenance` see `wav_bytes`."""
+        write_wav(path, self.samples, self.sample_rate, provenance)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(wav_bytes(self.samples, self.sample_rate)).decode()

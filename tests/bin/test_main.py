@@ -43,6 +43,7 @@ def run(capsys, *argv: str) -> tuple[int, str]:
         (["generate", "flute", "--top-p-semantic", "1.5"], "--top-p-semantic is 1.5"),
         (["generate", "flute", "--volume", "11"], "--volume"),
         (["describe"], "GIN_FILE"),
+        (["inspect"], "FILE"),
         (["describe", "no/such.gin"], "'no/such.gin'"),
         (["data"], "CORPUS"),
         (["data", "spotify"], "invalid choice: 'spotify'"),
@@ -68,7 +69,12 @@ def test_help_has_examples(capsys, command):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["generate", "--help"], ["describe", "--help"], ["generate", ""]]
+    "argv",
+    [
+        ["--help"],
+        *([command, "--help"] for command in ("generate", "describe", "inspect")),
+        ["generate", ""],
+    ],
 )
 def test_nothing_heavy_before_it_is_needed(argv):
     code = (

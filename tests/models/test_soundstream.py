@@ -1,11 +1,21 @@
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from musiclm.models.soundstream import SoundStream, SoundStreamConfig, SpectrumConfig
+from musiclm import audio
+from musiclm.models.soundstream import (
+    SoundStream,
+    SoundStreamConfig,
+    SpectrumConfig,
+    decoder_state,
+)
 
 TINY = SoundStreamConfig(
     sample_rate=800, encoder_channels=4, decoder_channels=4, strides=(2, 4), latent_dim=6,
@@ -92,6 +102,45 @@ def test_prefix_of_codes_decodes_to_prefix_of_waveform():
         np.testing.assert_allclose(prefix_BT, whole_BT[:, : prefix_BT.shape[1]], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def stream(moved):
+    """Decoding in pieces by a codec all of whose layers do something; codes, and their sound."""
+    model, variables, _ = _codec(TINY)
+    variables |= {"params": moved(variables["params"])}
+    codes_BTQ = jax.random.randint(jax.random.key(3), (2, 20, 3), 0, 16)
+    whole_BT = model.run(variables, codes_BTQ, method="decode")
+    return (
+        jax.jit(functools.partial(model.apply, variables, method="decode_piece")),
+        codes_BTQ,
+        whole_BT,
+    )
+
+
+# Three lengths, so that few shapes are compiled; a frame alone is shorter than what layers read.
+@given(st.lists(st.sampled_from([1, 2, 7]), min_size=1, max_size=12))
+def test_pieces_of_any_lengths_make_the_whole(stream, lengths):
+    decode, codes_BTQ, whole_BT = stream
+    state, pieces, begin = decoder_state(TINY, 2), [], 0
+    shapes = jax.tree.map(jnp.shape, state)
+    for end in itertools.accumulate(lengths):
+        if end <= codes_BTQ.shape[1]:
+            piece_BT, state = decode(codes_BTQ[:, begin:end], state)
+            pieces.append(piece_BT)
+            begin = end
+    waveform_BT = np.concatenate(pieces, axis=1)
+    np.testing.assert_allclose(waveform_BT, whole_BT[:, : waveform_BT.shape[1]], atol=1e-5)
+    # What is carried on has one size, however much came before.
+    assert jax.tree.map(jnp.shape, state) == shapes
+
+
+def test_a_piece_hears_what_came_before(stream):
+    decode, codes_BTQ, whole_BT = stream
+    alone_BT, _ = decode(codes_BTQ[:, :2], decoder_state(TINY, 2))
+    np.testing.assert_allclose(alone_BT, whole_BT[:, : alone_BT.shape[1]], atol=1e-5)
+    alone_BT, _ = decode(codes_BTQ[:, 7:9], decoder_state(TINY, 2))
+    assert float(jnp.abs(alone_BT - whole_BT[:, 7 * 8 : 9 * 8]).max()) > 1e-2
+
+
 def test_magnitudes_of_a_spectrum_come_back_as_the_sound():
     time_T = np.arange(800) / 800
     tone_BT = jnp.asarray(0.5 * np.sin(2 * np.pi * np.array([[60.0], [220.0]]) * time_T))
@@ -108,6 +157,61 @@ def test_magnitudes_of_a_spectrum_come_back_as_the_sound():
     assert float(jnp.abs(SPECTRUM.synthesise(frames_BNF + 100.0)).max()) < 20.0
 
 
+def _notes(seconds, rate=16_000, seed=0):
+    """Decaying notes with overtones, no beat a multiple of another's: f32 [1, T]."""
+    rng = np.random.default_rng(seed)
+    waveform_T = np.zeros(round(seconds * rate))
+    for start in np.cumsum(rng.uniform(0.1, 0.35, round(seconds * 4))):
+        time_T = np.arange(len(waveform_T)) / rate - start
+        pitch = 110 * 2 ** (rng.integers(0, 36) / 12)
+        sines = sum(np.sin(2 * np.pi * k * pitch * time_T) / k for k in range(1, 6))
+        waveform_T += 0.15 * np.where(time_T > 0, np.exp(-4 * np.maximum(time_T, 0)), 0) * sines
+    return waveform_T[None].astype(np.float32)
+
+
+def test_spectra_in_pieces_make_sound_without_seams():
+    config, num_frames = SpectrumConfig(), 50
+    wanted_BNF = config.analyse(_notes(8.0))
+    synthesise = jax.jit(config.synthesise_piece)
+    state, pieces = None, []
+    for start in range(0, wanted_BNF.shape[1], num_frames):
+        piece_BT, state = synthesise(wanted_BNF[:, start : start + num_frames], state)
+        assert piece_BT.shape == (1, num_frames * config.hop_size)
+        pieces.append(piece_BT)
+    stream_BT = jnp.concatenate(pieces, axis=1)
+    # Nothing sounds before the delay is over.
+    assert float(jnp.abs(stream_BT[:, : config.delay - config.window_size // 2]).max()) < 0.05
+
+    def error(waveform_BT, start=0):
+        num_spectra = waveform_BT.shape[1] // config.hop_size
+        wanted = config.magnitudes(wanted_BNF[:, start : start + num_spectra])
+        found = config.magnitudes(config.analyse(waveform_BT))
+        inside = slice(6, -6)  # cut windows aside
+        return jnp.linalg.norm((found - wanted)[:, inside]) / jnp.linalg.norm(wanted[:, inside])
+
+    def flux(waveform_BT):
+        log_BNF = jnp.log(jnp.abs(audio.stft(waveform_BT, 256, 32)) + 1e-2)
+        return np.asarray(jnp.maximum(jnp.diff(log_BNF[0], axis=0), 0.0).mean(axis=-1))
+
+    whole_BT = jax.jit(config.synthesise)(wanted_BNF)
+    stream_BT = stream_BT[:, config.delay :]
+    assert error(stream_BT) < 1.1 * error(whole_BT[:, : stream_BT.shape[1]])
+    # The greatest rise within 6 steps of 2 ms of a place: at the seams as anywhere.
+    rises = np.lib.stride_tricks.sliding_window_view(flux(stream_BT), 12).max(axis=-1)
+    piece = num_frames * config.hop_size
+    seams = np.arange(piece - config.delay, stream_BT.shape[1] - piece // 2, piece) // 32
+    ranks = [np.mean(rises < rises[seam - 6]) for seam in seams]
+    assert len(ranks) == 15
+    assert max(ranks) < 0.99
+    # Cut into pieces that know nothing of each other, it has seams that this finds.
+    synthesise = jax.jit(config.synthesise)
+    apart = [synthesise(wanted_BNF[:, i : i + num_frames]) for i in range(0, 800, num_frames)]
+    apart_BT = jnp.concatenate(apart, axis=1)
+    rises = np.lib.stride_tricks.sliding_window_view(flux(apart_BT), 12).max(axis=-1)
+    ranks = [np.mean(rises < rises[seam - 6]) for seam in np.arange(piece, 8 * 16_000, piece) // 32]
+    assert max(ranks) > 0.99
+
+
 @pytest.mark.slow
 def test_a_codec_of_magnitudes_trains_and_decodes_the_same_spectra():
     model, variables, waveform_BT = _codec(SPECTRAL)
@@ -115,7 +219,7 @@ def test_a_codec_of_magnitudes_trains_and_decodes_the_same_spectra():
     frames_BNF = model.run(
         variables,
         codes_BTQ,
-        method=lambda codec, codes: codec.decoder(codec.quantizer.decode(codes)),
+        method=lambda codec, codes: codec.decoder(codec.quantizer.decode(codes))[0],
     )
     assert frames_BNF.shape == (2, 60, SPECTRUM.num_bins)
     trained_BT = model.run(variables, waveform_BT).waveform_BT

@@ -60,3 +60,26 @@ def test_layers_start_as_an_isometry_and_its_transpose(length, width, stride, fe
     out_BTC = up.apply(up.init(jax.random.key(3), z_BTC), z_BTC)
     assert out_BTC.shape == (2, 10 * stride, 4)
     np.testing.assert_allclose(jnp.linalg.norm(out_BTC), jnp.linalg.norm(z_BTC), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        conv.CausalConv(5, 4, dilation=3),
+        conv.CausalConv(5, 1),
+        conv.CausalConv(5, 6, stride=3),
+        conv.CausalTransposedConv(5, 6, stride=2),
+        conv.CausalTransposedConv(5, 3, stride=3),
+    ],
+)
+def test_a_layer_goes_on_from_its_past(layer):
+    x_BTC = _random(0, 2, 30, 3)
+    params = {"kernel": _random(1, layer.kernel_size, 3, 5), "bias": _random(2, 5)}
+    whole_BTC = layer.apply({"params": params}, x_BTC)
+    past_BPC = x_BTC[:, 15 - layer.reach : 15]
+    second_BTC = layer.apply({"params": params}, x_BTC[:, 15:], past_BPC)
+    np.testing.assert_allclose(second_BTC, whole_BTC[:, -second_BTC.shape[1] :], atol=1e-5)
+    # It reads all of it.
+    if layer.reach:
+        other_BTC = layer.apply({"params": params}, x_BTC[:, 15:], past_BPC.at[:, 0].add(1.0))
+        assert float(jnp.abs(other_BTC - second_BTC).max()) > 1e-2

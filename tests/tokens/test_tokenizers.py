@@ -1,5 +1,10 @@
+import functools
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from musiclm import bundle
 from musiclm.tokens import tokenizers
@@ -15,3 +20,68 @@ def test_each_window_has_the_codes_of_its_own_sound(tiny_bundle):
     assert codes_BWQ.shape == (2, 3, mulan.num_codebooks)
     alone = [mulan.encode_audio(wave_BT[:, s * rate : (s + 10) * rate]) for s in range(3)]
     np.testing.assert_array_equal(codes_BWQ, np.stack(alone, axis=1))
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_bundle):
+    """A codec of samples, 23 frames of codes, and what they make at once."""
+    acoustic = tokenizers.AcousticTokenizer.load(bundle.load_component(tiny_bundle, "soundstream"))
+    codes_BTQ = np.random.default_rng(0).integers(0, 8, (2, 23, 3)).astype(np.int32)
+    return acoustic, codes_BTQ, acoustic.decode(codes_BTQ)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 23), max_size=8), st.sampled_from([1, 5, 23, 40]))
+def test_a_stream_of_codes_makes_what_they_make_at_once(codec, cuts, piece_frames):
+    acoustic, codes_BTQ, whole_BT = codec
+    pieces = (codes_BTQ[:, a:b] for a, b in itertools.pairwise([0, *sorted(cuts), 23]))
+    sounds = list(acoustic.decode_stream(pieces, piece_frames=piece_frames))
+    np.testing.assert_allclose(np.concatenate(sounds, axis=1), whole_BT, atol=1e-4)
+    assert [sound.shape[1] for sound in sounds[:-1]] == [32 * piece_frames] * (len(sounds) - 1)
+
+
+def test_sound_comes_as_soon_as_its_codes(codec):
+    acoustic, codes_BTQ, _ = codec
+    taken = []
+
+    def pieces():
+        for start in range(20):
+            taken.append(start)
+            yield codes_BTQ[:, start : start + 1]
+
+    stream = acoustic.decode_stream(pieces(), piece_frames=5)
+    next(stream)
+    assert len(taken) == 5
+    next(stream)
+    assert len(taken) == 10
+
+
+def test_a_stream_without_codes_is_silent(codec):
+    acoustic, codes_BTQ, _ = codec
+    assert list(acoustic.decode_stream([])) == []
+    assert list(acoustic.decode_stream([codes_BTQ[:, :0]])) == []
+
+
+@pytest.fixture(scope="module")
+def magnitudes():
+    """The bundled codec, which finds phases for its sound."""
+    return tokenizers.AcousticTokenizer.load(bundle.load("gm-mini").components["soundstream"])
+
+
+@pytest.mark.parametrize(("num_frames", "piece_frames"), [(47, 20), (60, 20), (3, 20), (5, 2)])
+def test_a_stream_of_magnitudes_is_as_long_as_its_codes(magnitudes, num_frames, piece_frames):
+    time_T = np.arange(60 * 320) / 16_000
+    tone_BT = 0.5 * np.sin(2 * np.pi * 440 * time_T)[None].astype(np.float32)
+    codes_BTQ = magnitudes.encode(tone_BT)[:, :num_frames]
+    decode = functools.partial(magnitudes.decode_stream, piece_frames=piece_frames)
+    sound_BT = np.concatenate(list(decode([codes_BTQ])), axis=1)
+    assert sound_BT.shape == (1, num_frames * 320)
+    # However the codes came, and whatever is decoded beside them.
+    beside_BTQ = np.concatenate([codes_BTQ[:, ::-1], codes_BTQ])
+    beside_BT = np.concatenate(list(decode([beside_BTQ])), axis=1)
+    np.testing.assert_allclose(beside_BT[1:], sound_BT, atol=1e-3)
+    by_frame = [codes_BTQ[:, i : i + 1] for i in range(num_frames)]
+    np.testing.assert_array_equal(np.concatenate(list(decode(by_frame)), axis=1), sound_BT)
+    if num_frames > 40:
+        spectrum_F = np.abs(np.fft.rfft(sound_BT[0, : 40 * 320]))
+        assert abs(spectrum_F.argmax() * 16_000 / (40 * 320) - 440) < 5

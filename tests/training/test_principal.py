@@ -47,7 +47,7 @@ def _variance_left(variables, waveform_BT):
     """Of the log magnitudes, after encoder and decoder without quantisation."""
 
     def frames(codec, x_BT):
-        return codec.decoder(codec.latents(x_BT))
+        return codec.decoder(codec.latents(x_BT))[0]
 
     wanted_BNF = np.asarray(SPECTRUM.analyse(waveform_BT))
     got_BNF = SoundStream(CONFIG).apply(variables, waveform_BT, method=frames)

@@ -18,7 +18,18 @@ from typing import NoReturn
 
 import musiclm
 from musiclm import errors, exit_codes
-from musiclm.bin import compile, data, describe, fit, generate, pack, sample, tokenize, train
+from musiclm.bin import (
+    compile,
+    data,
+    describe,
+    fit,
+    generate,
+    inspect,
+    pack,
+    sample,
+    tokenize,
+    train,
+)
 
 _EPILOG = """\
 examples:
@@ -32,6 +43,7 @@ examples:
 _COMMANDS = {
     "generate": generate,
     "sample": sample,
+    "inspect": inspect,
     "describe": describe,
     "data": data,
     "tokenize": tokenize,

@@ -3,7 +3,7 @@
     waveform ─ encoder ─ latents (FiLM: denoise?) ─ RVQ ─ decoder ─ waveform
 
 Every layer is causal, so frame t of the codes reads no sample past its hop, and a prefix of the
-codes decodes to a prefix of the waveform.
+codes decodes to a prefix of the waveform; `decode_piece` decodes a stream of any length.
 
 With a `SpectrumConfig`, encoder and decoder work on the magnitudes of short-time spectra in place
 of samples, each with a linear path beside its convolutions, and the decoder's phases are found by
@@ -11,10 +11,11 @@ Griffin and Lim's algorithm. Such a codec is quick on a CPU, spends no bits on p
 as the principal components of its corpus (`training.principal`).
 
 Shape legend: B batch, T samples or frames, C channels, D latent dimension, Q levels, N spectra,
-F frequency bins.
+F frequency bins, P past.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -25,6 +26,32 @@ from flax import linen as nn
 
 from musiclm import audio
 from musiclm.nn import conv, quantization
+
+# The frames that a layer's next outputs still read, by the layer's name.
+Past = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class SynthesisState:
+    """Where a stream of spectra stands; zeros at its start.
+
+    Attributes:
+      magnitude_BNF: of the last spectra: a window whose sound is settled, and what lies ahead.
+      waveform_BT: their sound; what lies ahead may still change.
+      pieces: how many came before.
+    """
+
+    magnitude_BNF: jax.Array
+    waveform_BT: jax.Array
+    pieces: jax.Array
+
+
+@flax.struct.dataclass
+class DecoderState:
+    """Where a stream of codes stands; see `SoundStream.decode_piece`."""
+
+    past: Past
+    synthesis: SynthesisState | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +88,11 @@ class SpectrumConfig:
         """Magnitudes a spectrum, F."""
         return self.window_size // 2 + 1
 
+    @property
+    def delay(self) -> int:
+        """Samples by which `synthesise_piece` lags: no window over what it gives out is cut."""
+        return self.window_size
+
     def analyse(self, waveform_BT: jax.Array) -> jax.Array:
         """Standardised log magnitudes `[B, T // hop_size, F]`."""
         spectrum_BNF = audio.stft(waveform_BT, self.window_size, self.hop_size)
@@ -82,8 +114,48 @@ class SpectrumConfig:
     def synthesise_like(self, frames_BNF: jax.Array, waveform_BT: jax.Array) -> jax.Array:
         """The same with the phases of a waveform: quick, and differentiable in the magnitudes."""
         spectrum_BNF = audio.stft(waveform_BT, self.window_size, self.hop_size)
-        phase_BNF = spectrum_BNF / (jnp.abs(spectrum_BNF) + 1e-12)
+        phase_BNF = audio.unit_phase(spectrum_BNF)
         return audio.istft(self.magnitudes(frames_BNF) * phase_BNF, self.window_size, self.hop_size)
+
+    def synthesise_piece(
+        self, frames_BNF: jax.Array, state: SynthesisState | None
+    ) -> tuple[jax.Array, SynthesisState]:
+        """`synthesise`, piece by piece.
+
+        Phases are found for the new spectra and for the last ones of the piece before, which did
+        not know what would follow. The samples that were given out stay as they are, and the search
+        fits the rest to them under the windows over both: so there is no seam.
+
+        Args:
+          frames_BNF: standardised log magnitudes.
+          state: what the piece before returned; None at the start.
+
+        Returns:
+          `[B, N * hop_size]` samples, where the sound starts after `delay` samples; and the state.
+        """
+        batch, num_frames, num_bins = frames_BNF.shape
+        if state is None:
+            known = self.window_size + self.delay
+            state = SynthesisState(
+                magnitude_BNF=jnp.zeros((batch, known // self.hop_size, num_bins)),
+                waveform_BT=jnp.zeros((batch, known)),
+                pieces=jnp.zeros((), jnp.int32),
+            )
+        magnitude_BNF = jnp.concatenate([state.magnitude_BNF, self.magnitudes(frames_BNF)], axis=1)
+        found_BNF = audio.stft(state.waveform_BT, self.window_size, self.hop_size)
+        new_BNF = audio.random_phase(jax.random.key(state.pieces), frames_BNF.shape)
+        waveform_BT = audio.griffin_lim(
+            magnitude_BNF, self.window_size, self.hop_size, self.phase_iters,
+            phase_BNF=jnp.concatenate([audio.unit_phase(found_BNF), new_BNF], axis=1),
+            past_BT=state.waveform_BT[:, : self.window_size],
+        )  # fmt: skip
+        settled = num_frames * self.hop_size
+        state = SynthesisState(
+            magnitude_BNF=magnitude_BNF[:, num_frames:],
+            waveform_BT=waveform_BT[:, settled:],
+            pieces=state.pieces + 1,
+        )
+        return waveform_BT[:, self.window_size :][:, :settled], state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,8 +167,8 @@ class SoundStreamConfig:
       encoder_channels: C of the encoder, the width of its first layer.
       decoder_channels: C of the decoder, the width before its last layer.
       strides: of the encoder's blocks, first to last; the decoder runs them backwards.
-      spectrum: None codes samples, as in the paper; otherwise magnitudes of spectra. Then nothing
-        is decoded causally, since phases are found for the whole clip.
+      spectrum: None codes samples, as in the paper; otherwise magnitudes of spectra. Then `decode`
+        finds phases for the whole clip, and `decode_piece` lags by `delay`.
       latent_dim: D.
       dilations: one residual unit each, in every block.
       kernel_size: taps of the first, the last and the dilated convolutions.
@@ -163,6 +235,11 @@ class SoundStreamConfig:
         return (spectrum.window_size - spectrum.hop_size) // 2 if spectrum else 0
 
     @property
+    def delay(self) -> int:
+        """Samples by which decoding in pieces lags behind the codes."""
+        return self.spectrum.delay if self.spectrum else 0
+
+    @property
     def frame_rate(self) -> int:
         """Frames a second."""
         return self.sample_rate // self.hop_length
@@ -219,7 +296,7 @@ class SoundStream(nn.Module):
         """
         latents_BTD = self.latents(waveform_BT, denoise_B)
         quantized = self.quantizer(latents_BTD, num_levels_B)
-        frames_BTC = self.decoder(jnp.where(quantize, quantized.values_BTD, latents_BTD))
+        frames_BTC, _ = self.decoder(jnp.where(quantize, quantized.values_BTD, latents_BTD))
         spectrum = self.config.spectrum
         return SoundStreamOutput(
             waveform_BT=spectrum.synthesise_like(frames_BTC, waveform_BT)
@@ -258,9 +335,38 @@ class SoundStream(nn.Module):
 
     def decode(self, codes_BTQ: jax.Array) -> jax.Array:
         """Waveform `[B, T * hop_length]` of codes of the first one to Q levels."""
-        frames_BTC = self.decoder(self.quantizer.decode(codes_BTQ))
+        frames_BTC, _ = self.decoder(self.quantizer.decode(codes_BTQ))
         spectrum = self.config.spectrum
         return spectrum.synthesise(frames_BTC) if spectrum else frames_BTC[..., 0]
+
+    def decode_piece(
+        self, codes_BTQ: jax.Array, state: DecoderState | None = None
+    ) -> tuple[jax.Array, DecoderState]:
+        """`decode`, piece by piece; memory and time don't depend on what came before.
+
+        Args:
+          codes_BTQ: the next frames, of the first one to Q levels.
+          state: what the piece before returned; None at the start, or `decoder_state`.
+
+        Returns:
+          `[B, T * hop_length]` samples, which lag `config.delay` samples behind the codes, and the
+          state. A codec of samples has no delay, and its pieces make what `decode` makes.
+        """
+        past, synthesis = (None, None) if state is None else (state.past, state.synthesis)
+        frames_BTC, past = self.decoder(self.quantizer.decode(codes_BTQ), past)
+        if self.config.spectrum:
+            waveform_BT, synthesis = self.config.spectrum.synthesise_piece(frames_BTC, synthesis)
+        else:
+            waveform_BT = frames_BTC[..., 0]
+        return waveform_BT, DecoderState(past, synthesis)
+
+
+def decoder_state(config: SoundStreamConfig, batch_size: int) -> DecoderState:
+    """The state at the start of a stream: silence."""
+    codes_BTQ = jax.ShapeDtypeStruct((batch_size, 1, config.num_codebooks), jnp.int32)
+    decode = functools.partial(SoundStream(config).init_with_output, method="decode_piece")
+    (_, state), _ = jax.eval_shape(decode, jax.random.key(0), codes_BTQ)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
 
 
 class Encoder(nn.Module):
@@ -302,30 +408,57 @@ class Decoder(nn.Module):
     config: SoundStreamConfig
 
     @nn.compact
-    def __call__(self, latents_BTD: jax.Array) -> jax.Array:
+    def __call__(self, latents_BTD: jax.Array, past: Past | None = None) -> tuple[jax.Array, Past]:
+        """Decodes a clip, or a piece of one.
+
+        Args:
+          latents_BTD: quantised latents.
+          past: what the piece before returned; None at the start.
+
+        Returns:
+          The samples or spectra, and what the next piece must know.
+        """
         config = self.config
         width = config.decoder_channels * 2 ** len(config.strides)
-        x = conv.CausalConv(width, config.kernel_size, dtype=config.dtype, name="stem")(latents_BTD)
+        heard = {}
+
+        def run(layer, x_BTC):
+            before_BPC = past[layer.name] if past else None
+            heard[layer.name] = _last(layer.reach, x_BTC, before_BPC)
+            return layer(x_BTC, before_BPC)
+
+        x = run(
+            conv.CausalConv(width, config.kernel_size, dtype=config.dtype, name="stem"), latents_BTD
+        )
         for block, stride in enumerate(reversed(config.strides)):
             width //= 2
-            x = conv.CausalTransposedConv(
+            up = conv.CausalTransposedConv(
                 width, 2 * stride, stride=stride, dtype=config.dtype, name=f"up_{block}"
-            )(nn.elu(x))
+            )
+            x = run(up, nn.elu(x))
             for unit, dilation in enumerate(config.dilations):
-                x = ResidualUnit(
-                    config.kernel_size, dilation, config.dtype, name=f"unit_{block}_{unit}"
-                )(x)
+                name = f"unit_{block}_{unit}"
+                x = run(ResidualUnit(config.kernel_size, dilation, config.dtype, name=name), x)
         features = config.spectrum.num_bins if config.spectrum else 1
-        x = conv.CausalConv(
+        head = conv.CausalConv(
             features, config.kernel_size, kernel_init=_head_init(config), dtype=config.dtype,
             name="head",
-        )(nn.elu(x))  # fmt: skip
+        )  # fmt: skip
+        x = run(head, nn.elu(x))
         if config.spectrum:
             hop = math.prod(config.strides)
-            x += conv.CausalTransposedConv(
+            linear = conv.CausalTransposedConv(
                 features, hop, stride=hop, dtype=config.dtype, name="linear"
-            )(latents_BTD)
-        return x.astype(jnp.float32)
+            )
+            x += run(linear, latents_BTD)
+        return x.astype(jnp.float32), heard
+
+
+def _last(count: int, x_BTC: jax.Array, past_BPC: jax.Array | None) -> jax.Array:
+    """The newest frames of a signal that came in pieces; zeros stand before its start."""
+    if past_BPC is None:
+        past_BPC = jnp.zeros((x_BTC.shape[0], count, x_BTC.shape[-1]), x_BTC.dtype)
+    return jnp.concatenate([past_BPC, x_BTC], axis=1)[:, x_BTC.shape[1] :]
 
 
 def _head_init(config: SoundStreamConfig) -> nn.initializers.Initializer:
@@ -340,13 +473,18 @@ class ResidualUnit(nn.Module):
     dilation: int
     dtype: Any = jnp.float32
 
+    @property
+    def reach(self) -> int:
+        """Inputs before a piece that its outputs read."""
+        return (self.kernel_size - 1) * self.dilation
+
     @nn.compact
-    def __call__(self, x_BTC: jax.Array) -> jax.Array:
+    def __call__(self, x_BTC: jax.Array, past_BPC: jax.Array | None = None) -> jax.Array:
         width = x_BTC.shape[-1]
         h = conv.CausalConv(
             width // 2, self.kernel_size, dilation=self.dilation,
             kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype, name="dilated",
-        )(nn.elu(x_BTC))  # fmt: skip
+        )(nn.elu(x_BTC), None if past_BPC is None else nn.elu(past_BPC))  # fmt: skip
         return x_BTC + conv.CausalConv(
             width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out"
         )(nn.elu(h))

@@ -8,7 +8,7 @@ B: batch, T: samples or frames, Q: levels, D: width.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,68 @@ class AcousticTokenizer:
     def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
         """int32 codes [B, frames, Q] to f32 samples."""
         return np.asarray(self._decode(self.variables, codes_BTQ))
+
+    @functools.cached_property
+    def _decode_piece(self):
+        model = soundstream.SoundStream(self.config)
+        return jax.jit(lambda v, x, state: model.apply(v, x, state, method="decode_piece"))
+
+    def decode_stream(
+        self, pieces: Iterable[np.ndarray], *, piece_frames: int = 50
+    ) -> Iterator[np.ndarray]:
+        """Decodes codes as they come, in pieces of one shape, with memory for one piece.
+
+        The sound depends on the codes alone, not on how they are divided.
+
+        Args:
+          pieces: int32 codes [B, frames, Q], any number of frames each.
+          piece_frames: frames that are decoded at once; a second of them by default.
+
+        Yields:
+          f32 samples [B, samples], as soon as their codes and `config.delay` samples more have
+          come; in all as many as `decode` makes.
+        """
+        length = self.config.hop_length
+        state, skip, due = None, self.config.delay, 0
+        for codes_BTQ, num_new in _in_pieces(pieces, piece_frames, -(-skip // length)):
+            if state is None:
+                state = soundstream.decoder_state(self.config, len(codes_BTQ))
+            due += num_new * length
+            waveform_BT, state = self._decode_piece(self.variables, codes_BTQ, state)
+            sound_BT = np.asarray(waveform_BT)[:, skip:][:, :due]
+            skip = max(0, skip - waveform_BT.shape[1])
+            due -= sound_BT.shape[1]
+            if sound_BT.size:
+                yield sound_BT
+
+
+def _in_pieces(
+    pieces: Iterable[np.ndarray], size: int, num_more: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Divides a stream of codes [B, T, Q] anew.
+
+    Args:
+      pieces: of any lengths.
+      size: frames of every new piece.
+      num_more: frames, at least, to follow the last one, which is repeated.
+
+    Yields:
+      A new piece, and how many of its frames are the stream's own.
+    """
+    rest_BTQ = last_B1Q = None
+    for piece_BTQ in pieces:
+        rest_BTQ = piece_BTQ if rest_BTQ is None else np.concatenate([rest_BTQ, piece_BTQ], axis=1)
+        last_B1Q = rest_BTQ[:, -1:] if rest_BTQ.shape[1] else last_B1Q
+        while rest_BTQ.shape[1] >= size:
+            yield rest_BTQ[:, :size], size
+            rest_BTQ = rest_BTQ[:, size:]
+    if last_B1Q is None:
+        return
+    left = rest_BTQ.shape[1]
+    num_filled = num_more + -(left + num_more) % size
+    end_BTQ = np.concatenate([rest_BTQ, np.repeat(last_B1Q, num_filled, axis=1)], axis=1)
+    for start in range(0, end_BTQ.shape[1], size):
+        yield end_BTQ[:, start : start + size], min(size, max(0, left - start))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
