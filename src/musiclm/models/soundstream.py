@@ -124,7 +124,8 @@ class SpectrumConfig:
 
         Phases are found for the new spectra and for the last ones of the piece before, which did
         not know what would follow. The samples that were given out stay as they are, and the search
-        fits the rest to them under the windows over both: so there is no seam.
+        fits the rest to them under the windows over both. What little step is left where they meet
+        is faded over a hop, from the sound that the piece before had found there.
 
         Args:
           frames_BNF: standardised log magnitudes.
@@ -149,6 +150,10 @@ class SpectrumConfig:
             phase_BNF=jnp.concatenate([audio.unit_phase(found_BNF), new_BNF], axis=1),
             past_BT=state.waveform_BT[:, : self.window_size],
         )  # fmt: skip
+        meet = slice(self.window_size, self.window_size + self.hop_size)
+        ramp_T = (jnp.arange(self.hop_size) + 0.5) / self.hop_size
+        step_BT = state.waveform_BT[:, meet] - waveform_BT[:, meet]
+        waveform_BT = waveform_BT.at[:, meet].add((1 - ramp_T) * step_BT)
         settled = num_frames * self.hop_size
         state = SynthesisState(
             magnitude_BNF=magnitude_BNF[:, num_frames:],
