@@ -88,6 +88,10 @@ def clip(prompt="a", seconds=1.0, seed=5, **kwargs):
     return Clip(prompt=prompt, seconds=seconds, seed=seed, **kwargs)
 
 
+def stream_of(music, clip):
+    return Stream(music, music.plan(clip))
+
+
 def codes_of(music, *clips):
     return music.compose([music.plan(clip) for clip in clips])
 
@@ -312,7 +316,7 @@ def test_sampler_needs_nothing_of_training():
 def test_a_stream_is_the_clip_in_pieces(seconds, story):
     story = tuple(part for part in story if part[0] < seconds)
     (whole_T,) = chain(fixed_rows=True).generate([clip(seconds=seconds, story=story)])
-    pieces = list(Stream(chain(fixed_rows=True), clip(seconds=seconds, story=story)))
+    pieces = list(stream_of(chain(fixed_rows=True), clip(seconds=seconds, story=story)))
     np.testing.assert_array_equal(np.concatenate(pieces), whole_T)
     assert len(whole_T) == round(seconds * SPEC.sample_rate)
     if seconds > 1:
@@ -321,7 +325,7 @@ def test_a_stream_is_the_clip_in_pieces(seconds, story):
 
 def test_the_first_piece_waits_for_its_windows_alone():
     music = chain()
-    stream = Stream(music, clip(seconds=4.0))
+    stream = stream_of(music, clip(seconds=4.0))
     assert not music.semantic.calls
     next(stream)
     assert len(music.semantic.calls) == len(music.coarse.calls) == len(music.fine.calls) == 1
@@ -329,7 +333,7 @@ def test_the_first_piece_waits_for_its_windows_alone():
 
 def test_a_prompt_changes_what_is_not_made_yet():
     music = chain()
-    stream = Stream(music, clip("a", seconds=4.0, story=((3.0, "cccccc"),)))
+    stream = stream_of(music, clip("a", seconds=4.0, story=((3.0, "cccccc"),)))
     next(stream)
     stream.prompt = "bbb"
     assert stream.prompt == "bbb"
@@ -349,7 +353,7 @@ def test_a_stream_goes_on_from_what_is_given():
     )
     wanted = clip(seconds=1.5, continuation=given)
     (whole_T,) = chain(fixed_rows=True).generate([wanted])
-    heard_T = np.concatenate(list(Stream(chain(fixed_rows=True), wanted)))
+    heard_T = np.concatenate(list(stream_of(chain(fixed_rows=True), wanted)))
     np.testing.assert_array_equal(heard_T, whole_T)
     np.testing.assert_array_equal(
         heard_T[: 30 * SPEC.hop_length : SPEC.hop_length], given.acoustic_TQ[:, 0]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from musiclm.sampler import batches
-from musiclm.sampler.generate import Chain, Clip
+from musiclm.sampler.generate import Chain, Plan
 
 
 class Stream:
@@ -20,19 +20,18 @@ class Stream:
     `Chain.compose` makes of the same clip (with `fixed_rows`; else but for rounding).
     """
 
-    def __init__(self, chain: Chain, clip: Clip):
-        """Plans the clip; nothing is made before the first piece is asked for.
+    def __init__(self, chain: Chain, plan: Plan):
+        """Makes nothing before the first piece is asked for.
 
-        Raises:
-          UserError: a text is longer than MuLan's tower takes.
-          ValueError: the clip is not longer than what it continues.
+        Args:
+          chain: that makes the clip.
+          plan: of `chain.plan`.
         """
-        plan = chain.plan(clip)
-        self._chain, self._prompt = chain, clip.prompt
+        self._chain, self._prompt = chain, plan.clip.prompt
         self._plan = dataclasses.replace(plan, mulan_WQ=plan.mulan_WQ.copy())
         self._semantic = chain.semantic_part(self._plan)
         self._samples = chain.acoustic.decode_stream(self._codes())
-        self._left = round(clip.seconds * chain.token_spec.sample_rate)
+        self._left = round(plan.clip.seconds * chain.token_spec.sample_rate)
 
     @property
     def prompt(self) -> str:
