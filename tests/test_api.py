@@ -97,6 +97,55 @@ def test_a_sound_is_continued(model, tmp_path):
         model.generate("slow piano", seconds=5, continuation=tmp_path / "none.wav")
 
 
+def test_the_best_of_several_is_kept(model):
+    kept = model.generate(["slow piano", "fast flute"], seconds=0.5, seed=3, best_of=3)
+    for i, clip in enumerate(kept):
+        candidates = clip.provenance["candidates"]
+        assert [candidate["seed"] for candidate in candidates] == [3 + i, 5 + i, 7 + i]
+        best = max(candidates, key=lambda candidate: candidate["score"])
+        assert clip.provenance["seed"] == best["seed"]
+        assert clip.provenance["score"] == best["score"]
+        text_D = model._mulan.embed_text([clip.provenance["prompt"]])[0]
+        assert model._mulan.embed_audio(clip.samples[None])[0] @ text_D == pytest.approx(
+            best["score"], abs=1e-3
+        )
+        again = model.generate(clip.provenance["prompt"], seconds=0.5, seed=best["seed"])
+        np.testing.assert_allclose(clip.samples, again.samples, atol=1e-3)
+
+
+def test_a_clip_knows_what_made_it(model, tmp_path):
+    clip = model.generate("slow piano", seconds=0.5, seed=3)
+    clip.save(tmp_path / "a.wav")
+    told = audio.read_provenance(tmp_path / "a.wav")
+    assert told == {
+        "generated": True,
+        "prompt": "slow piano",
+        "seed": 3,
+        "seconds": 0.5,
+        "model": model.name,
+        "model_digest": model.digest,
+    }
+
+
+def test_a_stream_is_music_in_pieces(model):
+    stream = model.stream("slow piano", seconds=4.0, seed=3)
+    pieces = [next(stream)]
+    assert stream.prompt == "slow piano"
+    with pytest.raises(musiclm.UserError, match="prompt"):
+        stream.prompt = ""
+    stream.prompt = "fast flute"
+    pieces += list(stream)
+    assert stream.sample_rate == 1600
+    assert len(pieces) > 1
+    samples_T = np.concatenate(pieces)
+    assert samples_T.shape == (6400,)
+    assert samples_T.dtype == np.float32
+    assert np.abs(samples_T).max() <= 1
+    same_T = np.concatenate(list(model.stream("slow piano", seconds=4.0, seed=3)))
+    assert (same_T[:800] == samples_T[:800]).all()
+    assert not np.array_equal(same_T, samples_T)
+
+
 def test_a_story_changes_what_comes_after_it_starts(model):
     plain = model.plan("slow piano", seconds=4)
     told = model.plan("slow piano", seconds=4, story=[(2, "fast flute")])
@@ -126,12 +175,19 @@ def test_wrong_seconds(seconds):
         api.Request(("piano",), seconds, 0)
 
 
+@pytest.mark.parametrize("best_of", [0, 65, 1.5, True])
+def test_wrong_numbers_of_candidates(best_of):
+    with pytest.raises(musiclm.UserError, match="best_of is"):
+        api.Request(("piano",), 10, 0, best_of=best_of)
+
+
 @given(
     seconds=st.floats(min_value=0, max_value=api.MAX_SECONDS, exclude_min=True),
     seed=st.integers(min_value=0, max_value=api.MAX_SEED - 1),
 )
 def test_right_requests(seconds, seed):
-    assert api.Request(("piano", "flute"), seconds, seed).seeds == (seed, seed + 1)
+    request = api.Request(("piano", "flute"), seconds, seed)
+    assert request.clips == (("piano", seed), ("flute", seed + 1))
 
 
 @pytest.mark.parametrize("prompts", [(), ("",), (None,), (b"piano",), ("a" * 1001,)])

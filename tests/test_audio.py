@@ -225,7 +225,7 @@ PROVENANCE = {"prompt": 'flûte – 笛 "x"\n', "seed": 7, "model": "gm-mini", "
 def test_provenance_comes_back_and_the_sound_with_it(tmp_path, words):
     provenance = PROVENANCE | {"prompt": words}
     path = tmp_path / "a.wav"
-    audio.Waveform(TONE_T, 16_000).save(path, provenance)
+    audio.Waveform(TONE_T, 16_000, provenance).save(path)
     assert audio.read_provenance(path) == {"generated": True, **provenance}
     with wave.open(str(path)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16_000, 1, 2)

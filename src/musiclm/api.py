@@ -17,13 +17,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from musiclm.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from musiclm.audio import Waveform
     from musiclm.bundle import Bundle
+    from musiclm.sampler import stream as sampler
     from musiclm.sampler.generate import ChainSampling, Continuation, Plan
     from musiclm.tokens.tokenizers import SemanticTokenizer
 
@@ -35,6 +36,7 @@ MAX_SECONDS = 300.0
 # Of sound that is to be continued: what a coarse window is prompted with at the paper's size.
 MIN_CONTINUED_SECONDS = 3
 MAX_PROMPT_CHARACTERS = 1_000
+MAX_BEST_OF = 64
 # Seeds are 32-bit, and the clips of one call count up from the first.
 MAX_SEED = 2**32 - 1
 
@@ -48,12 +50,14 @@ class Request:
       seconds: length of every clip.
       seed: of the first clip; the i-th takes seed + i.
       story: (second, text) in the order of time, that take over from the prompts.
+      best_of: clips that are made of each prompt, of which one is kept.
     """
 
     prompts: tuple[str, ...]
     seconds: float
     seed: int
     story: tuple[tuple[float, str], ...] = ()
+    best_of: int = 1
 
     def __post_init__(self):
         if not self.prompts:
@@ -64,12 +68,15 @@ class Request:
             raise UserError(
                 f"seconds is {self.seconds}: give a number above 0 and up to {MAX_SECONDS:g}"
             )
-        if not _is(self.seed, numbers.Integral) or not 0 <= self.seed <= MAX_SEED + 1 - len(
-            self.prompts
-        ):
+        if not _is(self.best_of, numbers.Integral) or not 1 <= self.best_of <= MAX_BEST_OF:
+            raise UserError(
+                f"best_of is {self.best_of}: give a whole number from 1 to {MAX_BEST_OF}"
+            )
+        last = MAX_SEED + 1 - len(self.prompts) * self.best_of
+        if not _is(self.seed, numbers.Integral) or not 0 <= self.seed <= last:
             raise UserError(
                 f"seed is {self.seed}: give a whole number from 0 to {MAX_SEED}, less one for "
-                "each further prompt"
+                "each further clip"
             )
         if any(len(part) != 2 for part in self.story):
             raise UserError('the story is no list of pairs: write it like [(15, "louder")]')
@@ -87,9 +94,10 @@ class Request:
             )
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """One seed a clip."""
-        return tuple(int(self.seed) + i for i in range(len(self.prompts)))
+    def clips(self) -> tuple[tuple[str, int], ...]:
+        """A prompt and a seed each: all prompts once, then all once more, `best_of` times."""
+        prompts = self.prompts * self.best_of
+        return tuple((prompt, int(self.seed) + i) for i, prompt in enumerate(prompts))
 
 
 def _is(value: object, kind: type) -> bool:
@@ -144,9 +152,10 @@ class MusicLM:
         self._sampling = _chain_sampling(bundle.sampling, generate.ChainSampling())
         self._w2v_bert = parts["w2v_bert"]
         self._acoustic = tokenizers.AcousticTokenizer.load(parts["soundstream"])
+        self._mulan = tokenizers.MuLanTokenizer.load(parts["mulan"])
         self._chain = generate.Chain(
             token_spec=bundle.token_spec,
-            mulan=tokenizers.MuLanTokenizer.load(parts["mulan"]),
+            mulan=self._mulan,
             acoustic=self._acoustic,
             **{
                 name: stages.Stage(parts[name].config, parts[name].variables["params"], mesh)
@@ -196,6 +205,7 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        best_of: int = 1,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Waveform | Clips:
         """Makes music of texts.
@@ -212,6 +222,9 @@ class MusicLM:
             nearest half of a semantic window (15 s at the paper's size, 5 s in gm-mini).
           continuation: a sound file of at least `MIN_CONTINUED_SECONDS`, whose last whole seconds
             every clip begins with.
+          best_of: clips that are made of each prompt, of which the one is kept that is nearest to
+            its text by MuLan's cosine. Of P prompts, the further clips of the i-th take seed + i +
+            P, seed + i + 2 P and so on. `provenance` of a clip tells its own seed and all scores.
           progress: called with the stage's name, the tokens done and the tokens in all.
 
         Returns:
@@ -221,14 +234,60 @@ class MusicLM:
           UserError: an argument is out of bounds; nothing has been generated then.
         """
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        request = Request(texts, seconds, seed, tuple(story))
+        request = Request(texts, seconds, seed, tuple(story), best_of)
         given = None if continuation is None else self.read_continuation(continuation)
-        plans = [
-            self._plan(request, text, seed, sampling or {}, given)
-            for text, seed in zip(request.prompts, request.seeds, strict=True)
-        ]
+        plans = [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
         clips = Clips(self.render(plans, progress))
+        if best_of > 1:
+            clips = Clips(self._best(clips[i :: len(texts)]) for i in range(len(texts)))
         return clips[0] if isinstance(prompts, str) else clips
+
+    def _best(self, clips: Sequence[Waveform]) -> Waveform:
+        """Of clips of one text, the nearest to it by MuLan's cosine."""
+        from musiclm import audio
+
+        text_D = self._mulan.embed_text([clips[0].provenance["prompt"]])[0]
+        sound_NT = np.stack(
+            [audio.resample(c.samples, c.sample_rate, self._mulan.sample_rate) for c in clips]
+        )
+        scores = [round(float(score), 4) for score in self._mulan.embed_audio(sound_NT) @ text_D]
+        best = clips[int(np.argmax(scores))]
+        candidates = [
+            {"seed": clip.provenance["seed"], "score": score}
+            for clip, score in zip(clips, scores, strict=True)
+        ]
+        told = {**best.provenance, "score": max(scores), "candidates": candidates}
+        return dataclasses.replace(best, provenance=told)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        seconds: float = MAX_SECONDS,
+        seed: int = 0,
+        sampling: Mapping[str, Mapping[str, float | int]] | None = None,
+        story: Sequence[tuple[float, str]] = (),
+        continuation: str | os.PathLike[str] | None = None,
+    ) -> Stream:
+        """Music that is heard while it is made; for the arguments see `generate`.
+
+        Returns:
+          An iterator over f32 arrays [T] of a second or less. Its `prompt` may be set on the way.
+
+        Raises:
+          UserError: an argument is out of bounds.
+        """
+        from musiclm.sampler import stream
+
+        plan = self.plan(
+            prompt,
+            seconds=seconds,
+            seed=seed,
+            sampling=sampling,
+            story=story,
+            continuation=continuation,
+        )
+        return Stream(stream.Stream(self._chain, plan), self.sample_rate)
 
     def plan(
         self,
@@ -264,8 +323,12 @@ class MusicLM:
         """Makes planned clips, of any lengths and settings together; yields them in their order."""
         from musiclm.audio import Waveform
 
-        for samples_T in self._chain.generate(plans, progress):
-            yield Waveform(_within_full_scale(samples_T), self.sample_rate)
+        for plan, samples_T in zip(plans, self._chain.generate(plans, progress), strict=True):
+            clip = plan.clip
+            told = {"prompt": clip.prompt, "seed": clip.seed, "seconds": clip.seconds}
+            told |= {"story": clip.story} if clip.story else {}
+            told |= {"model": self.name, "model_digest": self.digest}
+            yield Waveform(_within_full_scale(samples_T), self.sample_rate, told)
 
     def read_continuation(self, path: str | os.PathLike[str]) -> Continuation:
         """The tokens of a sound file's last whole seconds.
@@ -330,6 +393,43 @@ class MusicLM:
                     f"{given:g}: give more"
                 )
         return self._chain.plan(clip)
+
+
+class Stream:
+    """Music as it is made: f32 arrays [T] in [-1, 1], to be played one after the other.
+
+    Attributes:
+      sample_rate: in Hz.
+    """
+
+    def __init__(self, samples: sampler.Stream, sample_rate: int):
+        """See `MusicLM.stream`."""
+        self.sample_rate = sample_rate
+        self._samples, self._peak = samples, 1.0
+
+    @property
+    def prompt(self) -> str:
+        """The text that the music follows; another one is heard at the next semantic step.
+
+        Those are half a semantic window apart: 15 s at the paper's size, 5 s in gm-mini.
+        """
+        return self._samples.prompt
+
+    @prompt.setter
+    def prompt(self, text: str) -> None:
+        _check_prompt(text)
+        self._samples.prompt = text
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        samples_T = next(self._samples)
+        # Turned down from where it gets too loud, and not up again.
+        peak = max(self._peak, float(abs(samples_T).max()))
+        gain_T = np.linspace(1 / self._peak, 1 / peak, len(samples_T), dtype=np.float32)
+        self._peak = peak
+        return np.clip(samples_T * gain_T, -1.0, 1.0)
 
 
 def _within_full_scale(samples_T: np.ndarray) -> np.ndarray:

@@ -421,19 +421,26 @@ def _wav_comment(path: str | os.PathLike) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Waveform:
-    """Mono sound: `samples` f32 [T] in [-1, 1] at `sample_rate` Hz."""
+    """Mono sound.
+
+    Attributes:
+      samples: f32 [T] in [-1, 1].
+      sample_rate: in Hz.
+      provenance: what made it, JSON-ready; files that are saved tell it. None of other sound.
+    """
 
     samples: np.ndarray
     sample_rate: int
+    provenance: Mapping[str, Any] | None = None
 
     @property
     def seconds(self) -> float:
         """Length in seconds."""
         return len(self.samples) / self.sample_rate
 
-    def save(self, path: str | os.PathLike, provenance: Mapping[str, Any] | None = None) -> None:
-        """Writes a 16-bit PCM WAV; for `provenance` see `wav_bytes`."""
-        write_wav(path, self.samples, self.sample_rate, provenance)
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a 16-bit PCM WAV; for what it tells of its making see `wav_bytes`."""
+        write_wav(path, self.samples, self.sample_rate, self.provenance)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(wav_bytes(self.samples, self.sample_rate)).decode()

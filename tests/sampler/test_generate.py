@@ -1,4 +1,4 @@
-"""The chain: what each stage is given, seeds, story, continuation, batches, progress, imports."""
+"""The chain: stages, seeds, story, continuation, batches, streams, progress, imports."""
 
 import dataclasses
 import itertools
@@ -11,6 +11,7 @@ import pytest
 
 from musiclm.sampler.generate import Chain, ChainSampling, Clip, Continuation
 from musiclm.sampler.logits import Sampling
+from musiclm.sampler.stream import Stream
 from musiclm.token_spec import TokenSpec
 from musiclm.tokens.layout import StageLayout
 
@@ -74,6 +75,9 @@ class Codec:
         self.codes = codes_BTQ
         return np.repeat(codes_BTQ[:, :, 0].astype(np.float32), SPEC.hop_length, axis=1)
 
+    def decode_stream(self, pieces):
+        return map(self.decode, pieces)
+
 
 def chain(**kwargs):
     stages = {name: Recorder(name) for name in ("semantic", "coarse", "fine")}
@@ -82,6 +86,10 @@ def chain(**kwargs):
 
 def clip(prompt="a", seconds=1.0, seed=5, **kwargs):
     return Clip(prompt=prompt, seconds=seconds, seed=seed, **kwargs)
+
+
+def stream_of(music, clip):
+    return Stream(music, music.plan(clip))
 
 
 def codes_of(music, *clips):
@@ -301,3 +309,52 @@ def test_sampler_needs_nothing_of_training():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.4, 1.0, 1.73, 3.3])
+@pytest.mark.parametrize("story", [(), ((0.5, "bb"), (1.2, "ccc"))])
+def test_a_stream_is_the_clip_in_pieces(seconds, story):
+    story = tuple(part for part in story if part[0] < seconds)
+    (whole_T,) = chain(fixed_rows=True).generate([clip(seconds=seconds, story=story)])
+    pieces = list(stream_of(chain(fixed_rows=True), clip(seconds=seconds, story=story)))
+    np.testing.assert_array_equal(np.concatenate(pieces), whole_T)
+    assert len(whole_T) == round(seconds * SPEC.sample_rate)
+    if seconds > 1:
+        assert len(pieces) > 2
+
+
+def test_the_first_piece_waits_for_its_windows_alone():
+    music = chain()
+    stream = stream_of(music, clip(seconds=4.0))
+    assert not music.semantic.calls
+    next(stream)
+    assert len(music.semantic.calls) == len(music.coarse.calls) == len(music.fine.calls) == 1
+
+
+def test_a_prompt_changes_what_is_not_made_yet():
+    music = chain()
+    stream = stream_of(music, clip("a", seconds=4.0, story=((3.0, "cccccc"),)))
+    next(stream)
+    stream.prompt = "bbb"
+    assert stream.prompt == "bbb"
+    for _ in stream:
+        pass
+    for stage in (music.semantic, music.coarse):
+        lengths = [int(call.condition["mulan"][0, 0]) for call in stage.calls]
+        assert lengths == sorted(lengths)
+        assert set(lengths) == {1, 3}
+
+
+def test_a_stream_goes_on_from_what_is_given():
+    rng = np.random.default_rng(0)
+    given = Continuation(
+        semantic_T=rng.integers(1000, size=15).astype(np.int32),
+        acoustic_TQ=rng.integers(1000, size=(30, 5)).astype(np.int32),
+    )
+    wanted = clip(seconds=1.5, continuation=given)
+    (whole_T,) = chain(fixed_rows=True).generate([wanted])
+    heard_T = np.concatenate(list(stream_of(chain(fixed_rows=True), wanted)))
+    np.testing.assert_array_equal(heard_T, whole_T)
+    np.testing.assert_array_equal(
+        heard_T[: 30 * SPEC.hop_length : SPEC.hop_length], given.acoustic_TQ[:, 0]
+    )

@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BUNDLE",
         help=f"name of a bundled model or folder of a bundle (default: {api.DEFAULT_MODEL})",
     )
+    parser.add_argument(
+        "--best-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="make N clips of each prompt and keep the one nearest to its text by MuLan",
+    )
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
     for name, option in _SAMPLING.items():
         for stage in api.STAGES:
@@ -152,7 +159,7 @@ class _Bars:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; see the top of the file."""
     started = time.perf_counter()
-    request = api.Request(tuple(args.prompts), args.seconds, args.seed)
+    request = api.Request(tuple(args.prompts), args.seconds, args.seed, best_of=args.best_of)
     sampling = _sampling(args)
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
@@ -164,21 +171,20 @@ def run(args: argparse.Namespace) -> int:
                 seconds=request.seconds,
                 seed=request.seed,
                 sampling=sampling,
+                best_of=request.best_of,
                 progress=progress,
             )
         generated = time.perf_counter()
         lines = []
-        for i, (prompt, seed, clip) in enumerate(
-            zip(request.prompts, request.seeds, clips, strict=True)
-        ):
-            line = {"file": f"{i:03d}.wav", "prompt": prompt, "seed": seed}
-            line |= {"seconds": clip.seconds, "sample_rate": clip.sample_rate, "model": model.name}
+        for i, clip in enumerate(clips):
+            line = {"file": f"{i:03d}.wav", **clip.provenance}
+            line |= {"seconds": clip.seconds, "sample_rate": clip.sample_rate}
             clip.save(folder / line["file"])
             if args.png:
                 from musiclm.bin import picture
 
                 line["picture"] = f"{i:03d}.png"
-                picture.save(folder / line["picture"], clip, prompt)
+                picture.save(folder / line["picture"], clip, line["prompt"])
             lines.append(line)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / "manifest.jsonl").write_text(text, encoding="utf-8")

@@ -42,8 +42,8 @@ examples:
 
 _COMMANDS = {
     "generate": generate,
-    "inspect": inspect,
     "sample": sample,
+    "inspect": inspect,
     "describe": describe,
     "data": data,
     "tokenize": tokenize,

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +48,9 @@ class AcousticDecoder(Protocol):
 
     def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
         """The waveforms of codes, f32 [B, T · hop]."""
+
+    def decode_stream(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same of codes that come in pieces."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +179,7 @@ class Chain:
         last = windows.overlapping(num_frames, self._coarse_window, self._coarse_overlap)[-1]
         num_semantic = (last.start + self._coarse_window) // self._ratio
         texts = tuple(
-            self._text_at(clip, step) for step in range(1 + self._steps.at(num_semantic - 1))
+            self._text_at(clip, step) for step in range(1 + self.steps.at(num_semantic - 1))
         )
         # One at a time, so that its neighbours can't touch a text's codes, not even by rounding.
         codes = {text: self.mulan.encode_text([text])[0] for text in dict.fromkeys(texts)}
@@ -212,22 +215,15 @@ class Chain:
           progress: called with the stage's name, the tokens done and the tokens in all, now and
             then.
         """
-        run = functools.partial(self._run, progress=progress)
-        semantic = run("semantic", [self._semantic_part(plan) for plan in plans])
-        coarse = run(
-            "coarse",
-            [
-                self._coarse_part(plan, codes_TQ[:, 0])
-                for plan, codes_TQ in zip(plans, semantic, strict=True)
-            ],
-        )
-        parts = [
-            self._fine_parts(plan, codes_TQ) for plan, codes_TQ in zip(plans, coarse, strict=True)
-        ]
-        fine = iter(run("fine", list(itertools.chain.from_iterable(parts))))
+        semantic = [self.semantic_part(plan) for plan in plans]
+        self.run("semantic", semantic, progress)
+        coarse = [self.coarse_part(*pair) for pair in zip(plans, semantic, strict=True)]
+        self.run("coarse", coarse, progress)
+        fine = [self.fine_parts(*pair) for pair in zip(plans, coarse, strict=True)]
+        self.run("fine", list(itertools.chain.from_iterable(fine)), progress)
         return [
-            np.concatenate([coarse_TQ, self._join_fine(plan, fine)], axis=1)
-            for plan, coarse_TQ in zip(plans, coarse, strict=True)
+            np.concatenate([part.codes_TQ, self._join_fine(plan, parts)], axis=1)
+            for plan, part, parts in zip(plans, coarse, fine, strict=True)
         ]
 
     def decode(self, plan: Plan, codes_TQ: np.ndarray) -> np.ndarray:
@@ -243,23 +239,21 @@ class Chain:
                 stage.compile(rows * stage.num_devices, *kind)
 
     def _kinds(self, name: str, plan: Plan) -> set[batches.Kind]:
-        if name == "fine":
-            parts = self._fine_parts(plan, np.zeros((0, 0), np.int32))
-        elif name == "coarse":
-            parts = [self._coarse_part(plan, np.zeros(0, np.int32))]
-        else:
-            parts = [self._semantic_part(plan)]
-        return {part.kind_of(window) for part in parts for window in part.windows}
+        semantic = self.semantic_part(plan)
+        coarse = self.coarse_part(plan, semantic)
+        made = {"semantic": [semantic], "coarse": [coarse], "fine": self.fine_parts(plan, coarse)}
+        return {part.kind_of(window) for part in made[name] for window in part.windows}
 
-    def _run(
-        self, name: str, parts: Sequence[batches.Part], progress: Progress | None
-    ) -> list[np.ndarray]:
+    def run(
+        self, name: str, parts: Sequence[batches.Part], progress: Progress | None = None
+    ) -> None:
+        """Makes all windows of some clips in a stage; see `batches.run`."""
         stage = getattr(self, name)
         if self.fixed_rows:
             rows = self.max_rows * stage.num_devices
         else:
             rows = batches.rows_for(len(parts), stage.num_devices, self.max_rows)
-        return batches.run(
+        batches.run(
             stage,
             parts,
             stream=STAGES.index(name),
@@ -267,59 +261,69 @@ class Chain:
             progress=functools.partial(progress, name) if progress else None,
         )
 
-    def _semantic_part(self, plan: Plan) -> batches.Part:
+    def semantic_part(self, plan: Plan) -> batches.Part:
+        """A clip in the semantic stage; of `mulan_WQ` each window looks at its own step alone."""
         return batches.Part(
             seed=plan.clip.seed,
             sampling=plan.clip.sampling.semantic,
-            windows=self._steps.windows(plan.num_semantic, plan.texts),
+            windows=self.steps.windows(plan.num_semantic, plan.texts),
             condition=lambda window: {"mulan": plan.mulan_WQ[window.index]},
             codes_TQ=plan.semantic_T[:, None],
         )
 
-    def _coarse_part(self, plan: Plan, semantic_T: np.ndarray) -> batches.Part:
-        size, ratio = self._coarse_window, self._ratio
+    def coarse_part(self, plan: Plan, semantic: batches.Part) -> batches.Part:
+        """A clip in the coarse stage, which looks at what the semantic one has made by then."""
 
         def condition(window: windows.Window) -> dict[str, np.ndarray]:
-            first, last = window.start // ratio, (window.start + size) // ratio
-            step = self._steps.at((first + last) // 2)
-            return {"mulan": plan.mulan_WQ[step], "semantic": semantic_T[first:last]}
+            first, last = window.start // self._ratio, self.semantic_frames(window)
+            step = self.steps.at((first + last) // 2)
+            return {"mulan": plan.mulan_WQ[step], "semantic": semantic.codes_TQ[first:last, 0]}
 
         return batches.Part(
             seed=plan.clip.seed,
             sampling=plan.clip.sampling.coarse,
-            windows=windows.overlapping(plan.num_frames, size, self._coarse_overlap),
+            windows=windows.overlapping(plan.num_frames, self._coarse_window, self._coarse_overlap),
             condition=condition,
             codes_TQ=plan.acoustic_TQ[:, : self.token_spec.num_coarse_codebooks],
         )
 
-    def _fine_parts(self, plan: Plan, coarse_TQ: np.ndarray) -> list[batches.Part]:
-        """A part a window: they need not wait for one another."""
+    def semantic_frames(self, window: windows.Window) -> int:
+        """How many frames the semantic stage must have made for a window of the coarse one."""
+        return (window.start + self._coarse_window) // self._ratio
+
+    def fine_windows(self, plan: Plan) -> list[windows.Window]:
+        """Where the windows of `fine_parts` lie."""
+        return windows.side_by_side(plan.num_frames, self._fine_window)
+
+    def fine_parts(self, plan: Plan, coarse: batches.Part) -> list[batches.Part]:
+        """A part a window of the fine stage: they need not wait for one another."""
         given_TQ = plan.acoustic_TQ[:, self.token_spec.num_coarse_codebooks :]
         return [
             batches.Part(
                 seed=plan.clip.seed,
                 sampling=plan.clip.sampling.fine,
                 windows=[dataclasses.replace(window, start=0, stop=self._fine_window)],
-                condition=lambda _, w=window: {"acoustic": coarse_TQ[w.start : w.stop]},
+                condition=lambda _, w=window: {"acoustic": coarse.codes_TQ[w.start : w.stop]},
                 codes_TQ=given_TQ[window.start : window.stop],
             )
-            for window in windows.side_by_side(plan.num_frames, self._fine_window)
+            for window in self.fine_windows(plan)
         ]
 
-    def _join_fine(self, plan: Plan, parts: Iterator[np.ndarray]) -> np.ndarray:
+    def _join_fine(self, plan: Plan, parts: Sequence[batches.Part]) -> np.ndarray:
         """Takes the windows of a clip; where the last overlaps the one before, that one stays."""
         fine_TQ = np.zeros((0, self.token_spec.num_fine_codebooks), np.int32)
-        for window in windows.side_by_side(plan.num_frames, self._fine_window):
-            fine_TQ = np.concatenate([fine_TQ, next(parts)[len(fine_TQ) - window.start :]])
+        for window, part in zip(self.fine_windows(plan), parts, strict=True):
+            fine_TQ = np.concatenate([fine_TQ, part.codes_TQ[len(fine_TQ) - window.start :]])
         return fine_TQ
 
     def _text_at(self, clip: Clip, step: int) -> str:
         """The text in force in the middle of a semantic step."""
-        seconds = self._steps.middle(step) / self.token_spec.semantic_frame_rate
+        seconds = self.steps.middle(step) / self.token_spec.semantic_frame_rate
         return [clip.prompt, *(text for start, text in clip.story if start <= seconds)][-1]
 
     @property
-    def _steps(self) -> windows.Steps:
+    def steps(self) -> windows.Steps:
+        """Where the semantic stage's condition may change."""
         return windows.Steps(size=self.semantic.layout.target.num_frames)
 
     @property

@@ -1,0 +1,91 @@
+"""A clip that is heard while it is made, and whose text may change on the way.
+
+Shapes: T frames or samples, Q levels.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from musiclm.sampler import batches
+from musiclm.sampler.generate import Chain, Plan
+
+
+class Stream:
+    """Iterates over the samples of a clip: f32 arrays [T], as soon as they are there.
+
+    Coarse windows follow one another; each waits for the semantic codes that it sees, and fine
+    windows and the codec follow at once. Unless `prompt` is set, the codes are those that
+    `Chain.compose` makes of the same clip (with `fixed_rows`; else but for rounding).
+    """
+
+    def __init__(self, chain: Chain, plan: Plan):
+        """Makes nothing before the first piece is asked for.
+
+        Args:
+          chain: that makes the clip.
+          plan: of `chain.plan`.
+        """
+        self._chain, self._prompt = chain, plan.clip.prompt
+        self._plan = dataclasses.replace(plan, mulan_WQ=plan.mulan_WQ.copy())
+        self._semantic = chain.semantic_part(self._plan)
+        self._samples = chain.acoustic.decode_stream(self._codes())
+        self._left = round(plan.clip.seconds * chain.token_spec.sample_rate)
+
+    @property
+    def prompt(self) -> str:
+        """The text that was set last."""
+        return self._prompt
+
+    @prompt.setter
+    def prompt(self, text: str) -> None:
+        """Goes on by another text, from the first semantic step on that is not made yet.
+
+        What a story still had to tell is dropped.
+
+        Raises:
+          UserError: the text is longer than MuLan's tower takes.
+        """
+        step = self._chain.steps.at(len(self._semantic.codes_TQ))
+        self._plan.mulan_WQ[step:] = self._chain.mulan.encode_text([text])[0]
+        self._prompt = text
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        if not self._left:
+            raise StopIteration
+        piece_T = next(self._samples)[0, : self._left]
+        self._left -= len(piece_T)
+        return piece_T
+
+    def _codes(self) -> Iterator[np.ndarray]:
+        """Acoustic codes [1, T, Q], piece by piece."""
+        chain, plan = self._chain, self._plan
+        coarse = chain.coarse_part(plan, self._semantic)
+        waiting = list(zip(chain.fine_windows(plan), chain.fine_parts(plan, coarse), strict=True))
+        fine_TQ = np.zeros((0, chain.token_spec.num_fine_codebooks), np.int32)
+        while waiting:
+            if coarse.windows:
+                seen = chain.semantic_frames(coarse.windows[0])
+                while len(self._semantic.codes_TQ) < seen:
+                    self._make_window("semantic", self._semantic)
+                self._make_window("coarse", coarse)
+            there = len(coarse.codes_TQ)
+            ready = [pair for pair in waiting if pair[0].stop <= there]
+            waiting = waiting[len(ready) :]
+            chain.run("fine", [part for _, part in ready])
+            heard = len(fine_TQ)
+            for window, part in ready:
+                fine_TQ = np.concatenate([fine_TQ, part.codes_TQ[len(fine_TQ) - window.start :]])
+            now = slice(heard, len(fine_TQ))
+            yield np.concatenate([coarse.codes_TQ[now], fine_TQ[now]], axis=1)[None]
+
+    def _make_window(self, stage: str, part: batches.Part) -> None:
+        """Makes the next window of a part."""
+        next_part = dataclasses.replace(part, windows=part.windows[:1])
+        self._chain.run(stage, [next_part])
+        part.codes_TQ = next_part.codes_TQ
+        part.windows.pop(0)
