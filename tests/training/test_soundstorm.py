@@ -103,7 +103,6 @@ def test_prompts_and_shares_are_drawn_as_the_paper_says():
 
 
 def test_every_level_is_asked_for():
-    """By the loss of a model that knows one level only, through many draws."""
     levels = np.concatenate(
         [task()._levels(jax.random.key(i), np.zeros((32, 1))) for i in range(40)]
     )
@@ -138,8 +137,7 @@ def test_learns_every_level(trained):
 
 
 def test_a_wrong_condition_costs(trained):
-    _, _, evaluate, _, after, _ = trained
-    state = trained[1]
+    _, state, evaluate, _, after, _ = trained
     wrong = raw_codes(10**6)
     wrong["semantic"] = np.roll(wrong["semantic"], 1, axis=0)
     tokens = {"tokens": LAYOUT.flatten(wrong).astype(np.int32)}
@@ -176,7 +174,7 @@ def test_metrics_name_the_codecs_levels(trained):
 
 
 def test_condition_dropout_hides_the_condition_in_training(trained):
-    storm, state, evaluate, *_, after, _ = trained
+    storm, state, _, _, after, _ = trained
     blind = dataclasses.replace(storm, condition_dropout=0.9)
     _, metrics = jax.jit(blind.step)(state, batch(10**6), jax.random.key(0))
     assert metrics["loss"] > 3 * after["loss"]
