@@ -1,4 +1,4 @@
-"""Parallel decoding: its passes, what it keeps, what a row depends on, what a trained model makes."""
+"""Parallel decoding: its passes, what it keeps, what a row depends on, what it has by heart."""
 
 import functools
 
