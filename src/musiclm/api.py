@@ -10,9 +10,11 @@ Importing this module does not import JAX; loading a model does.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from musiclm.errors import UserError
@@ -22,11 +24,16 @@ if TYPE_CHECKING:
 
     from musiclm.audio import Waveform
     from musiclm.bundle import Bundle
-    from musiclm.sampler.generate import ChainSampling
+    from musiclm.sampler.generate import ChainSampling, Continuation, Plan
+    from musiclm.tokens.tokenizers import SemanticTokenizer
 
 DEFAULT_MODEL = "gm-mini"
 STAGES = ("semantic", "coarse", "fine")
+# What may be said of each stage's drawing.
+SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 MAX_SECONDS = 300.0
+# Of sound that is to be continued: what a coarse window is prompted with at the paper's size.
+MIN_CONTINUED_SECONDS = 3
 MAX_PROMPT_CHARACTERS = 1_000
 # Seeds are 32-bit, and the clips of one call count up from the first.
 MAX_SEED = 2**32 - 1
@@ -40,11 +47,13 @@ class Request:
       prompts: one clip each.
       seconds: length of every clip.
       seed: of the first clip; the i-th takes seed + i.
+      story: (second, text) in the order of time, that take over from the prompts.
     """
 
     prompts: tuple[str, ...]
     seconds: float
     seed: int
+    story: tuple[tuple[float, str], ...] = ()
 
     def __post_init__(self):
         if not self.prompts:
@@ -61,6 +70,18 @@ class Request:
             raise UserError(
                 f"seed is {self.seed}: give a whole number from 0 to {MAX_SEED}, less one for "
                 "each further prompt"
+            )
+        for start, text in self.story:
+            _check_prompt(text)
+            if not _is(start, numbers.Real) or not 0 < start < self.seconds:
+                raise UserError(
+                    f"the story starts {text[:40]!r} at {start}: give a number of seconds above 0 "
+                    f"and below {self.seconds:g}"
+                )
+        if any(one >= two for (one, _), (two, _) in itertools.pairwise(self.story)):
+            raise UserError(
+                f"the story starts its texts at {[start for start, _ in self.story]} seconds: give "
+                "them in ascending order"
             )
 
     @property
@@ -102,31 +123,44 @@ class MusicLM:
 
     Attributes:
       name: of its bundle.
+      digest: of its bundle, SHA-256.
       sample_rate: of what it generates, in Hz.
     """
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, *, rows: int | None = None):
         """Builds the chain of a bundle; see `from_pretrained`."""
-        from musiclm.sampler import generate, stages
+        from musiclm.sampler import decode, generate, stages
         from musiclm.tokens import tokenizers
 
         parts = bundle.components
+        mesh = decode.make_mesh()
         self.name = bundle.name
+        self.digest = bundle.digest
         self.sample_rate = bundle.token_spec.sample_rate
         self._sampling = _chain_sampling(bundle.sampling, generate.ChainSampling())
+        self._w2v_bert = parts["w2v_bert"]
+        self._acoustic = tokenizers.AcousticTokenizer.load(parts["soundstream"])
         self._chain = generate.Chain(
             token_spec=bundle.token_spec,
             mulan=tokenizers.MuLanTokenizer.load(parts["mulan"]),
-            acoustic=tokenizers.AcousticTokenizer.load(parts["soundstream"]),
+            acoustic=self._acoustic,
             **{
-                name: stages.Stage(parts[name].config, parts[name].variables["params"])
+                name: stages.Stage(parts[name].config, parts[name].variables["params"], mesh)
                 for name in STAGES
             },
+            **({} if rows is None else {"max_rows": rows, "fixed_rows": True}),
         )
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str] = DEFAULT_MODEL) -> MusicLM:
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, *, rows: int | None = None
+    ) -> MusicLM:
         """Loads a bundled model by its name, or any bundle by its folder.
+
+        Args:
+          name_or_path: of the bundle.
+          rows: that a stage always decodes at once on each device, so that the samples of a clip
+            depend on nothing but the clip. By default as many as there are, up to 16.
 
         Raises:
           UserError: there is no such bundle, or it is damaged or foreign.
@@ -141,7 +175,7 @@ class MusicLM:
                 "folder that can be read"
             ) from error
         try:
-            return cls(loaded)
+            return cls(loaded, rows=rows)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # Every file is what it was when the bundle was sealed, yet does not make a chain.
             raise UserError(
@@ -156,6 +190,8 @@ class MusicLM:
         seconds: float = 10.0,
         seed: int = 0,
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
+        story: Sequence[tuple[float, str]] = (),
+        continuation: str | os.PathLike[str] | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Waveform | Clips:
         """Makes music of texts.
@@ -168,6 +204,10 @@ class MusicLM:
           sampling: by stage ("semantic", "coarse", "fine") any of `guidance`, `temperature`,
             `top_k` and `top_p`; what is left out is the model's own choice, or else the paper's
             (MusicLM 4.1): temperatures 1.0, 0.95 and 0.4 over all codes.
+          story: (second, text) in the order of time: texts that take over from the prompt, at the
+            nearest half of a semantic window (15 s at the paper's size, 5 s in gm-mini).
+          continuation: a sound file of at least `MIN_CONTINUED_SECONDS`, whose last whole seconds
+            every clip begins with.
           progress: called with the stage's name, the tokens done and the tokens in all.
 
         Returns:
@@ -177,18 +217,111 @@ class MusicLM:
           UserError: an argument is out of bounds; nothing has been generated then.
         """
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        request = Request(texts, seconds, seed)
+        request = Request(texts, seconds, seed, tuple(story))
+        given = None if continuation is None else self.read_continuation(continuation)
+        plans = [
+            self._plan(request, text, seed, sampling or {}, given)
+            for text, seed in zip(request.prompts, request.seeds, strict=True)
+        ]
+        clips = Clips(self.render(plans, progress))
+        return clips[0] if isinstance(prompts, str) else clips
+
+    def plan(
+        self,
+        prompt: str,
+        *,
+        seconds: float = 10.0,
+        seed: int = 0,
+        sampling: Mapping[str, Mapping[str, float | int]] | None = None,
+        story: Sequence[tuple[float, str]] = (),
+        continuation: str | os.PathLike[str] | None = None,
+    ) -> Plan:
+        """Checks and prepares one clip for `render`; for the arguments see `generate`.
+
+        Raises:
+          UserError: an argument is out of bounds.
+        """
+        request = Request((prompt,), seconds, seed, tuple(story))
+        given = None if continuation is None else self.read_continuation(continuation)
+        return self._plan(request, prompt, seed, sampling or {}, given)
+
+    def compile(self, plans: Sequence[Plan]) -> None:
+        """Compiles ahead what `render` needs of the stages, and takes the memory once."""
+        self._chain.compile(plans)
+
+    def render(
+        self, plans: Sequence[Plan], progress: Callable[[str, int, int], None] | None = None
+    ) -> Iterator[Waveform]:
+        """Makes planned clips, of any lengths and settings together; yields them in their order."""
         from musiclm.audio import Waveform
 
-        samples = self._chain.generate(
-            request.prompts,
-            seconds=float(request.seconds),
-            seeds=request.seeds,
-            sampling=_chain_sampling(sampling or {}, self._sampling),
-            progress=progress,
+        for plan, codes_TQ in zip(plans, self._chain.compose(plans, progress), strict=True):
+            samples_T = self._chain.decode(plan, codes_TQ)
+            yield Waveform(_within_full_scale(samples_T), self.sample_rate)
+
+    def read_continuation(self, path: str | os.PathLike[str]) -> Continuation:
+        """The tokens of a sound file's last whole seconds.
+
+        Whole, so that files of all lengths share a few compiled shapes.
+
+        Raises:
+          UserError: it is no sound, too short, or as long as clips may be.
+        """
+        from musiclm import audio
+        from musiclm.sampler.generate import Continuation
+
+        sound_T = audio.read_audio(path, self._acoustic.sample_rate)
+        seconds = len(sound_T) // self._acoustic.sample_rate
+        if not MIN_CONTINUED_SECONDS <= seconds < MAX_SECONDS:
+            raise UserError(
+                f"{path} lasts {len(sound_T) / self._acoustic.sample_rate:.1f} s: to be continued, "
+                f"it must last at least {MIN_CONTINUED_SECONDS} s and less than {MAX_SECONDS:g} s"
+            )
+
+        def last(tokenizer) -> np.ndarray:
+            resampled_T = audio.resample(sound_T, self._acoustic.sample_rate, tokenizer.sample_rate)
+            return tokenizer.encode(resampled_T[None, -seconds * tokenizer.sample_rate :])[0]
+
+        # A tokenizer with a window may give a frame more or less than the seconds have.
+        semantic_T, acoustic_TQ = last(self._semantic), last(self._acoustic)
+        ratio = self._acoustic.frame_rate // self._semantic.frame_rate
+        frames = min(len(semantic_T), len(acoustic_TQ) // ratio)
+        return Continuation(
+            semantic_T=semantic_T[-frames:], acoustic_TQ=acoustic_TQ[-frames * ratio :]
         )
-        clips = Clips(Waveform(_within_full_scale(clip), self.sample_rate) for clip in samples)
-        return clips[0] if isinstance(prompts, str) else clips
+
+    @functools.cached_property
+    def _semantic(self) -> SemanticTokenizer:
+        from musiclm.tokens import tokenizers
+
+        return tokenizers.SemanticTokenizer.load(self._w2v_bert)
+
+    def _plan(
+        self,
+        request: Request,
+        prompt: str,
+        seed: int,
+        sampling: Mapping[str, Mapping[str, float | int]],
+        continuation: Continuation | None,
+    ) -> Plan:
+        from musiclm.sampler.generate import Clip
+
+        clip = Clip(
+            prompt=prompt,
+            seconds=float(request.seconds),
+            seed=int(seed),
+            sampling=_chain_sampling(sampling, self._sampling),
+            story=request.story,
+            continuation=continuation,
+        )
+        if continuation is not None:
+            given = len(continuation.acoustic_TQ) / self._acoustic.frame_rate
+            if given >= request.seconds:
+                raise UserError(
+                    f"seconds is {request.seconds:g}, and the sound that is continued has "
+                    f"{given:g}: give more"
+                )
+        return self._chain.plan(clip)
 
 
 def _within_full_scale(samples_T: np.ndarray) -> np.ndarray:

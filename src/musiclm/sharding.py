@@ -206,7 +206,7 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 
 
 def shard_map(function: Callable[..., Any], *, in_specs: Sequence[P], out_specs: P) -> Any:
-    """Runs a function on each device's shards; without a mesh, returns it as it is.
+    """Runs a function on each device's shards; without a mesh, or on one already, leaves it alone.
 
     The gradient of an argument that every device holds whole is first summed within a device, over
     all that the function does with it, and only then, at the argument's own size, over devices.
@@ -218,7 +218,7 @@ def shard_map(function: Callable[..., Any], *, in_specs: Sequence[P], out_specs:
         row that models are initialised on, the function runs whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.are_all_axes_manual:
         return function
 
     def sharded(*arrays):

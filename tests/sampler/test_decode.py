@@ -9,7 +9,7 @@ import pytest
 
 from musiclm.models.token_lm import TokenLM, TokenLMConfig
 from musiclm.nn.transformer import TransformerConfig
-from musiclm.sampler import decode
+from musiclm.sampler import decode, logits
 from musiclm.sampler.logits import Sampling
 from musiclm.sampler.stages import Stage
 from musiclm.token_spec import TokenSpec
@@ -83,10 +83,10 @@ def teacher_forced(config, params, condition, codes_BTQ):
         config.layout.flatten_prefix(condition),
         config.layout.flatten_target(codes_BTQ),
     )
-    logits = jax.jit(TokenLM(config).apply)(
+    scores = jax.jit(TokenLM(config).apply)(
         {"params": params}, jnp.concatenate([prefix, target], 1)
     )
-    return np.asarray(logits.argmax(-1))
+    return np.asarray(scores.argmax(-1))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def short_spans(monkeypatch):
 def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding):
     config, params = model(stage, gated, time_embedding)
     condition = conditions(config.layout, 3)
-    codes = Stage(config, params).generate(condition, keys(0, 1, 2), GREEDY)
+    codes = Stage(config, params).generate(condition, keys(0, 1, 2), [GREEDY] * 3)
     np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
     assert len(np.unique(codes)) > 3  # not one code over and over, which would prove little
 
@@ -115,7 +115,9 @@ def test_prompt_is_kept_and_continued(short_spans, prompt_frames):
     condition = conditions(layout, 2)
     size = (2, prompt_frames, layout.target_levels)
     prompt = np.random.default_rng(7).integers(0, layout.target_codebook_size, size, dtype=np.int32)
-    codes = Stage(config, params).generate(condition, keys(0, 1), GREEDY, prompt_BTQ=prompt)
+    codes = Stage(config, params).generate(
+        condition, keys(0, 1), [GREEDY] * 2, prompts=prompt, prefilled=prompt_frames
+    )
     np.testing.assert_array_equal(codes[:, :prompt_frames], prompt)
     expected = teacher_forced(config, params, condition, codes)
     np.testing.assert_array_equal(codes[:, prompt_frames:], expected[:, prompt_frames:])
@@ -126,7 +128,7 @@ def test_guidance_equals_teacher_forcing_with_and_without_the_condition(short_sp
     config, params = model(stage)
     layout, condition = config.layout, conditions(config.layout, 3)
     sampling = Sampling(temperature=0.0, guidance=3.0)
-    codes = Stage(config, params).generate(condition, keys(0, 1, 2), sampling)
+    codes = Stage(config, params).generate(condition, keys(0, 1, 2), [sampling] * 3)
     ids = np.concatenate([layout.flatten_prefix(condition), layout.flatten_target(codes)], axis=1)
     score = functools.partial(jax.jit(TokenLM(config).apply), {"params": params})
     given, null = score(ids), score(layout.drop_condition(ids, np.ones(3, bool)))
@@ -138,7 +140,7 @@ def test_what_a_row_depends_on():
     config, params = model("coarse")
     stage = Stage(config, params)
     condition = conditions(config.layout, 3)
-    sampling = Sampling(temperature=0.9)
+    sampling = [Sampling(temperature=0.9)] * 3
     codes = stage.generate(condition, keys(4, 5, 6), sampling)
     np.testing.assert_array_equal(stage.generate(condition, keys(4, 5, 6), sampling), codes)
     # Other neighbours, another place in the batch.
@@ -157,10 +159,10 @@ def test_a_shorter_target_is_the_beginning_of_a_longer():
     stage = Stage(config, params)
     condition = conditions(config.layout, 1)
     moves = []
-    whole = stage.generate(condition, keys(1), Sampling())
-    part = stage.generate(condition, keys(1), Sampling(), num_frames=6, progress=moves.append)
+    whole = stage.generate(condition, keys(1), [Sampling()])
+    part = stage.generate(condition, keys(1), [Sampling()], num_frames=6, progress=moves.append)
     np.testing.assert_array_equal(part, whole[:, :6])
-    assert sum(moves) == 6
+    assert moves == [6]
 
 
 def test_sampling_follows_the_temperature():
@@ -168,13 +170,64 @@ def test_sampling_follows_the_temperature():
     stage = Stage(config, params)
     condition = {"mulan": np.repeat(conditions(config.layout, 1)["mulan"], 64, axis=0)}
     first = {
-        t: stage.generate(condition, keys(*range(64)), Sampling(temperature=t), num_frames=1)
+        t: stage.generate(condition, keys(*range(64)), [Sampling(temperature=t)] * 64, num_frames=1)
         for t in (0.2, 5.0)
     }
     assert len(np.unique(first[0.2])) < len(np.unique(first[5.0]))
 
 
-def test_cache_is_updated_in_place():
+MIXED = [
+    Sampling(temperature=0.0),
+    Sampling(guidance=2.5),
+    Sampling(temperature=0.7, top_k=4),
+    Sampling(guidance=0.5, top_p=0.8),
+]
+
+
+@pytest.mark.parametrize("stage", ["semantic", "coarse"])
+def test_rows_of_different_settings_are_those_that_each_makes_alone(short_spans, stage):
+    config, params = model(stage)
+    stage = Stage(config, params)
+    condition = conditions(config.layout, 4)
+    together = stage.generate(condition, keys(0, 1, 2, 3), MIXED)
+    for i, sampling in enumerate(MIXED):
+        row = {source: codes[i : i + 1] for source, codes in condition.items()}
+        np.testing.assert_array_equal(stage.generate(row, keys(i), [sampling])[0], together[i])
+
+
+def test_settings_compile_nothing():
+    config, params = model("semantic")
+    stage, condition = Stage(config, params), conditions(config.layout, 2)
+    stage.generate(condition, keys(0, 1), [Sampling(top_k=3), Sampling(guidance=2.0)])
+    compiled = decode.decode_until._cache_size()
+    stage.generate(condition, keys(5, 6), [Sampling(guidance=0.3), Sampling(top_p=0.4)])
+    assert decode.decode_until._cache_size() == compiled
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_prompts_of_any_length_share_a_batch(short_spans, guidance):
+    """Whether a prompt is looked at in one go or step by step, it is kept and continued."""
+    config, params = model("coarse")
+    condition = conditions(config.layout, 3)
+    sampling = [Sampling(temperature=0.0, guidance=guidance)] * 3
+    whole = Stage(config, params).generate(condition, keys(0, 1, 2), sampling)
+    # Not its own codes: those that are given must be kept against the model's will.
+    prompts = [(whole[i, :n] + 1) % 13 for i, n in enumerate([4, 0, 11])]
+    stepwise = Stage(config, params).generate(condition, keys(0, 1, 2), sampling, prompts=prompts)
+    for i, prompt in enumerate(prompts):
+        np.testing.assert_array_equal(stepwise[i, : len(prompt)], prompt)
+        row = {source: codes[i : i + 1] for source, codes in condition.items()}
+        in_one_go = Stage(config, params).generate(
+            row, keys(i), sampling[:1], prompts=[prompt], prefilled=len(prompt)
+        )
+        np.testing.assert_array_equal(stepwise[i], in_one_go[0])
+    np.testing.assert_array_equal(stepwise[1], whole[1])
+    assert (stepwise[0, 4:] != whole[0, 4:]).any()
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_cache_is_updated_in_place(guided, filtered):
     layout = StageLayout.fine(TokenSpec(num_acoustic_codebooks=8, fine_window_seconds=1.0))
     sizes = TransformerConfig(num_layers=8, model_dim=64, num_heads=4, head_dim=32, mlp_dim=64)
     config = TokenLMConfig(layout=layout, transformer=sizes)
@@ -182,25 +235,25 @@ def test_cache_is_updated_in_place():
     shapes = jax.eval_shape(TokenLM(config).init, jax.random.key(0), ids)
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes["params"])
     weights = decode.unroll(config, params)
+    mesh = decode.make_mesh()
     known = jax.ShapeDtypeStruct((), jnp.int32)
-    state = jax.eval_shape(
-        functools.partial(decode.start, config, known=layout.prefix_length), weights, ids
-    )
+    start = functools.partial(decode.start, config, mesh, known=layout.prefix_length, guided=guided)
+    state = jax.eval_shape(start, weights, ids)
     cache_bytes = sum(x.size * x.dtype.itemsize for x in state.cache)
     compiled = decode.decode_until.lower(
         config,
+        mesh,
         layout.sequence_length,
-        None,
-        None,
+        filtered,
         weights,
         state,
         jax.eval_shape(lambda: keys(0, 1)),
+        jnp.zeros(2, jnp.int32),
         known,
-        jnp.float32(1),
-        jnp.float32(1),
+        logits.by_row([Sampling()] * 2),
     ).compile()
     memory = compiled.memory_analysis()
-    assert cache_bytes > 4e6
+    assert cache_bytes > 4e6 * (1 + guided)
     assert memory.temp_size_in_bytes < cache_bytes / 2
     # The donated state comes back in the memory in which it came.
     assert memory.alias_size_in_bytes >= cache_bytes
@@ -211,6 +264,10 @@ def test_bad_lengths_are_named():
     stage = Stage(config, params)
     condition = conditions(config.layout, 1)
     with pytest.raises(ValueError, match="up to 20"):
-        stage.generate(condition, keys(0), GREEDY, num_frames=21)
-    with pytest.raises(ValueError, match="prompt of 20"):
-        stage.generate(condition, keys(0), GREEDY, prompt_BTQ=np.zeros((1, 20, 1), np.int32))
+        stage.generate(condition, keys(0), [GREEDY], num_frames=21)
+    with pytest.raises(ValueError, match="prompts of 20"):
+        stage.generate(condition, keys(0), [GREEDY], prompts=np.zeros((1, 20, 1), np.int32))
+    with pytest.raises(ValueError, match="3 in one go"):
+        stage.generate(
+            condition, keys(0), [GREEDY], prompts=np.zeros((1, 2, 1), np.int32), prefilled=3
+        )

@@ -1,16 +1,16 @@
-"""The chain: windows, what each stage is given, seeds, progress, imports."""
+"""The chain: what each stage is given, seeds, story, continuation, batches, progress, imports."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from musiclm.sampler import generate
-from musiclm.sampler.generate import Chain, Window
+from musiclm.sampler.generate import Chain, ChainSampling, Clip, Continuation
+from musiclm.sampler.logits import Sampling
 from musiclm.token_spec import TokenSpec
 from musiclm.tokens.layout import StageLayout
 
@@ -29,31 +29,38 @@ SPEC = TokenSpec(
 class Recorder:
     """In place of a stage: draws codes from the rows' keys and keeps what it was given."""
 
+    num_devices = 1
+
     def __init__(self, name):
         self.layout = StageLayout.of(name, SPEC)
         self.calls = []
 
-    def generate(
-        self, condition, keys_B, sampling, *, num_frames=None, prompt_BTQ=None, progress=None
-    ):
+    def generate(self, condition, keys_B, samplings, *, num_frames, prompts, prefilled, progress):
         self.layout.flatten_prefix(condition)  # has the shapes of the layout
-        num_frames = num_frames or self.layout.target.num_frames
-        prompted = 0 if prompt_BTQ is None else prompt_BTQ.shape[1]
-        assert prompted < num_frames <= self.layout.target.num_frames
-        shape = (num_frames, self.layout.target_levels)
+        given = [len(prompt) for prompt in prompts]
+        assert prefilled <= min(given) < num_frames <= self.layout.target.num_frames
+        shape = (self.layout.target.num_frames, self.layout.target_levels)
         codes = np.stack(
             [np.random.default_rng(np.asarray(k)).integers(0, 1000, shape) for k in _data(keys_B)]
-        ).astype(np.int32)
-        if prompted:
-            codes[:, :prompted] = prompt_BTQ
-        self.calls.append((condition, prompt_BTQ, codes, sampling))
-        progress((num_frames - prompted) * self.layout.target_levels)
+        ).astype(np.int32)[:, :num_frames]
+        for row, prompt in zip(codes, prompts, strict=True):
+            row[: len(prompt)] = prompt[:num_frames]
+        self.calls.append(Call(condition, prompts, prefilled, codes, samplings))
+        for frames in range(prefilled + 1, num_frames + 1):
+            progress(frames)
         return codes
 
 
-def _data(keys_B):
-    import jax
+@dataclasses.dataclass
+class Call:
+    condition: dict
+    prompts: list
+    prefilled: int
+    codes: np.ndarray
+    samplings: list
 
+
+def _data(keys_B):
     return jax.random.key_data(keys_B)
 
 
@@ -73,116 +80,132 @@ def chain(**kwargs):
     return Chain(token_spec=SPEC, mulan=Texts(), acoustic=Codec(), **stages, **kwargs)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    num=st.integers(1, 400),
-    window=st.integers(2, 60),
-    overlap=st.floats(0, 0.6),
-    k=st.integers(1, 4),
-)
-def test_spread_windows_cover_with_overlap(num, window, overlap, k):
-    num, window, overlap = num * k, window * k, int(overlap * (window - 1)) * k
-    windows = generate.spread(num, window, overlap, k)
-    assert windows[0].start == 0
-    assert windows[-1].stop == num
-    assert all(w.start % k == 0 for w in windows)
-    if num > window:
-        assert all(w.stop - w.start == window for w in windows)
-    for one, two in itertools.pairwise(windows):
-        assert one.start < two.start <= one.stop - overlap
+def clip(prompt="a", seconds=1.0, seed=5, **kwargs):
+    return Clip(prompt=prompt, seconds=seconds, seed=seed, **kwargs)
 
 
-def test_semantic_windows_advance_by_half():
-    assert generate.half_overlapping(750, 750) == [Window(0, 750)]
-    assert generate.half_overlapping(1500, 750) == [
-        Window(0, 750),
-        Window(375, 1125),
-        Window(750, 1500),
-    ]
-    assert generate.half_overlapping(800, 750)[-1] == Window(375, 800)
+def codes_of(music, *clips):
+    return music.compose([music.plan(clip) for clip in clips])
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.2, 0.37, 0.4, 1.0, 1.73])
 def test_stages_see_what_belongs_to_their_window(seconds):
     music = chain(max_rows=100)
-    waves = music.generate(["one", "three"], seconds=seconds, seeds=[3, 4])
+    waves = music.generate([clip("one", seconds, 3), clip("three", seconds, 4)])
     assert [len(wave) for wave in waves] == [round(seconds * SPEC.sample_rate)] * 2
 
     semantic = _joined(music.semantic.calls)[:, :, 0]
     coarse = _joined(music.coarse.calls)
-    for condition, *_ in (*music.semantic.calls, *music.coarse.calls):
-        np.testing.assert_array_equal(condition["mulan"], [[3, 1, 2], [5, 1, 2]])
-    start = 0
-    for condition, prompt, codes, _ in music.coarse.calls:
-        start = start if prompt is None else start - prompt.shape[1]
-        given_semantic = condition["semantic"]
-        first = start // 2
-        np.testing.assert_array_equal(
-            given_semantic, semantic[:, first : first + given_semantic.shape[1]]
-        )
-        np.testing.assert_array_equal(codes, coarse[:, start : start + codes.shape[1]])
-        start += codes.shape[1]
-    # Fine windows in one batch: every coarse frame is in one of them, in order.
-    ((condition, _, fine, _),) = music.fine.calls
+    for call in (*music.semantic.calls, *music.coarse.calls):
+        np.testing.assert_array_equal(call.condition["mulan"], [[3, 1, 2], [5, 1, 2]])
+    stop = 0
+    for call in music.coarse.calls:
+        start = stop - call.prefilled
+        stop = start + call.codes.shape[1]
+        given_semantic = call.condition["semantic"]
+        np.testing.assert_array_equal(given_semantic, semantic[:, start // 2 : start // 2 + 10])
+        np.testing.assert_array_equal(call.codes, coarse[:, start:stop])
+    # Fine windows in one batch: every coarse frame is in one of them.
+    (call,) = music.fine.calls
     frames = SPEC.acoustic_frames(SPEC.fine_window_seconds)
-    count = len(fine) // 2
-    clip = music.acoustic.codes  # of the second clip, which the codec saw last
-    starts = [min(i * frames, clip.shape[1] - frames) for i in range(count)]
-    for i, start in enumerate(starts):
-        rows = slice(2 * i, 2 * i + 2)
-        window = coarse[:, start : start + frames]
-        np.testing.assert_array_equal(condition["acoustic"][rows], window)
-    np.testing.assert_array_equal(clip[0, starts[-1] :, 2:], fine[-1])
-    np.testing.assert_array_equal(clip[0, :, :2], coarse[1])
+    made = music.acoustic.codes  # of the second clip, which the codec saw last
+    np.testing.assert_array_equal(made[0, :, :2], coarse[1])
+    windows = call.condition["acoustic"].reshape(2, -1, frames, 2)
+    fine = call.codes.reshape(2, -1, frames, 3)
+    length = made.shape[1]
+    for i in range(windows.shape[1]):
+        start = min(i * frames, length - frames)
+        np.testing.assert_array_equal(windows[:, i], coarse[:, start : start + frames])
+        np.testing.assert_array_equal(
+            made[0, i * frames : start + frames, 2:], fine[1, i, i * frames - start :]
+        )
 
 
 def _joined(calls):
-    parts = [codes[:, 0 if prompt is None else prompt.shape[1] :] for _, prompt, codes, _ in calls]
-    return np.concatenate(parts, axis=1)
+    return np.concatenate([call.codes[:, call.prefilled :] for call in calls], axis=1)
 
 
 def test_prompts_are_the_end_of_what_is_there():
     music = chain()
-    music.generate(["a"], seconds=2.0, seeds=[0])
-    windows = [codes.shape[1] for _, _, codes, _ in music.semantic.calls]
-    prompts = [0 if p is None else p.shape[1] for _, p, _, _ in music.semantic.calls]
-    assert windows == [20] * 4
-    assert prompts == [0, 10, 10, 10]
-    for (_, _, before, _), (_, prompt, after, _) in itertools.pairwise(music.semantic.calls):
-        np.testing.assert_array_equal(prompt, before[:, -prompt.shape[1] :])
-        np.testing.assert_array_equal(after[:, : prompt.shape[1]], prompt)
-    assert all(p.shape[1] >= 0.3 * 20 for _, p, _, _ in music.coarse.calls[1:])
+    codes_of(music, clip(seconds=2.0))
+    # The last coarse window looks at semantic codes beyond the end of the clip.
+    assert [call.codes.shape[1] for call in music.semantic.calls] == [20] * 4 + [12]
+    assert [call.prefilled for call in music.semantic.calls] == [0, 10, 10, 10, 10]
+    assert [call.codes.shape[1] for call in music.coarse.calls] == [20] * 6 + [16]
+    assert [call.prefilled for call in music.coarse.calls] == [0] + [6] * 6
+    for stage in (music.semantic, music.coarse):
+        for before, after in itertools.pairwise(stage.calls):
+            (prompt,) = after.prompts
+            np.testing.assert_array_equal(prompt, before.codes[0, -after.prefilled :])
+
+
+def test_a_clip_is_the_beginning_of_a_longer_one():
+    (long,) = codes_of(chain(), clip(seconds=2.7))
+    for seconds in (0.2, 0.3, 0.4, 0.41, 0.9, 1.2, 1.99, 2.6):
+        (short,) = codes_of(chain(), clip(seconds=seconds))
+        np.testing.assert_array_equal(short[:, :2], long[: len(short), :2])
+        whole = len(short) // 10 * 10  # frames of fine windows that are not moved back
+        np.testing.assert_array_equal(short[:whole], long[:whole])
 
 
 def test_seeds_decide_and_neighbours_do_not():
-    one, two = chain().generate(["a", "b"], seconds=0.9, seeds=[5, 6])
-    (alone,) = chain().generate(["a"], seconds=0.9, seeds=[5])
-    (other,) = chain().generate(["a"], seconds=0.9, seeds=[7])
+    one, two = codes_of(chain(), clip(seconds=0.9), clip("b", 0.9, seed=6))
+    (alone,) = codes_of(chain(), clip(seconds=0.9))
+    (other,) = codes_of(chain(), clip(seconds=0.9, seed=7))
     np.testing.assert_array_equal(one, alone)
     assert (one != two).any()
     assert (one != other).any()
     # Windows draw anew, though their keys come of one seed.
     music = chain()
-    music.generate(["a"], seconds=0.4, seeds=[5])
-    first, second = music.fine.calls[0][2]
+    codes_of(music, clip(seconds=0.4))
+    first, second = music.fine.calls[0].codes
     assert (first != second).any()
 
 
-def test_groups_bound_the_rows_and_change_nothing():
-    prompts, seeds = list("abcde"), range(5)
-    whole = chain(max_rows=100).generate(prompts, seconds=0.5, seeds=seeds)
-    small = chain(max_rows=3)
-    for one, two in zip(small.generate(prompts, seconds=0.5, seeds=seeds), whole, strict=True):
+def _various():
+    """Clips of all lengths and settings."""
+    settings = [
+        ChainSampling(),
+        ChainSampling(semantic=Sampling(guidance=3.0)),
+        ChainSampling(coarse=Sampling(top_k=3), fine=Sampling(temperature=0.1)),
+    ]
+    return [
+        clip("abc" * (i % 3 + 1), 0.1 + 0.35 * i, seed=i, sampling=settings[i % 3])
+        for i in range(7)
+    ]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_batches_bound_the_rows_and_change_nothing(fixed):
+    clips = _various()
+    alone = [codes_of(chain(), clip)[0] for clip in clips]
+    music = chain(max_rows=3, fixed_rows=fixed)
+    for one, two in zip(codes_of(music, *clips), alone, strict=True):
         np.testing.assert_array_equal(one, two)
-    for stage in (small.semantic, small.coarse, small.fine):
-        assert {len(codes) for _, _, codes, _ in stage.calls} == {3}
+    for one, two in zip(codes_of(music, *clips[::-1]), alone[::-1], strict=True):
+        np.testing.assert_array_equal(one, two)
+    for stage in (music.semantic, music.coarse, music.fine):
+        assert {len(call.codes) for call in stage.calls} == {3}
+        for call in stage.calls:  # of one kind
+            assert len({sampling.guided for sampling in call.samplings}) == 1
+            assert len({sampling.filtered for sampling in call.samplings}) == 1
+
+
+def test_a_call_of_equal_clips_has_as_many_rows_as_there_are_clips():
+    music = chain(max_rows=3)
+    codes_of(music, *(clip(seconds=0.5, seed=i) for i in range(5)))
+    for stage in (music.semantic, music.coarse, music.fine):
+        assert {len(call.codes) for call in stage.calls} == {3}
+    music = chain(max_rows=16)
+    codes_of(music, *(clip(seconds=0.5, seed=i) for i in range(5)))
+    assert {len(call.codes) for call in music.coarse.calls} == {5}
 
 
 def test_progress_counts_to_the_end_stage_by_stage():
     seen = []
-    chain(max_rows=2).generate(
-        ["a", "b", "c"], seconds=1.3, seeds=[0, 1, 2], progress=lambda *call: seen.append(call)
-    )
+    music = chain(max_rows=2, fixed_rows=True)
+    clips = [clip("a", 1.3, 0), clip("b", 0.3, 1), clip("c", 0.7, 2)]
+    codes = music.compose([music.plan(c) for c in clips], lambda *call: seen.append(call))
     stages = [stage for stage, _, _ in seen]
     assert sorted(set(stages), key=stages.index) == ["semantic", "coarse", "fine"]
     assert stages == sorted(stages, key=["semantic", "coarse", "fine"].index)
@@ -191,22 +214,81 @@ def test_progress_counts_to_the_end_stage_by_stage():
         assert [done for done, _ in counts] == sorted(done for done, _ in counts)
         assert counts[-1][0] == counts[-1][1]
         assert len({total for _, total in counts}) == 1
+        if name == "coarse":
+            assert counts[-1][1] == 2 * sum(map(len, codes))
 
 
 def test_each_stage_has_its_temperature():
     music = chain()
-    music.generate(["a"], seconds=0.4, seeds=[0])
+    codes_of(music, clip(seconds=0.4))
     temperatures = [
-        stage.calls[0][3].temperature for stage in (music.semantic, music.coarse, music.fine)
+        stage.calls[0].samplings[0].temperature
+        for stage in (music.semantic, music.coarse, music.fine)
     ]
     assert temperatures == [1.0, 0.95, 0.4]
 
 
-def test_bad_requests_are_named():
-    with pytest.raises(ValueError, match="1 prompts and 2 seeds"):
-        chain().generate(["a"], seconds=1, seeds=[0, 1])
+def _lengths(calls):
+    """How long the text of each call is, which is its first code."""
+    return [int(call.condition["mulan"][0, 0]) for call in calls]
+
+
+def test_a_story_swaps_its_texts_at_the_nearest_step():
+    # Semantic windows are 0.8 s, steps 0.4 s.
+    music = chain()
+    told = clip("one", 2.0, story=((0.35, "three"), (0.95, "fifteen"), (1.35, "never heard of")))
+    (codes,) = codes_of(music, told)
+    # Steps begin at 0, 0.4, 0.8, 1.2, 1.6, 2.0: 0.35 is nearest to 0.4, 0.95 to 0.8.
+    assert _lengths(music.semantic.calls) == [3, 5, 7, 14, 14, 14]
+    assert [call.codes.shape[1] for call in music.semantic.calls] == [10, 20, 20, 20, 20, 12]
+    assert [call.prefilled for call in music.semantic.calls] == [0] + [10] * 5
+    # Middles of coarse windows: 0.2, 0.48, 0.76, 1.04, 1.32, 1.6, 1.88.
+    assert _lengths(music.coarse.calls) == [3, 5, 5, 7, 14, 14, 14]
+    (plain,) = codes_of(chain(), clip("one", 2.0))
+    np.testing.assert_array_equal(codes[:20], plain[:20])
+
+
+def test_a_story_of_one_text_is_no_story():
+    (codes,) = codes_of(chain(), clip("one", 2.0, story=((0.4, "one"), (1.2, "one"))))
+    (plain,) = codes_of(chain(), clip("one", 2.0))
+    np.testing.assert_array_equal(codes, plain)
+
+
+@pytest.mark.parametrize("frames", [2, 6, 14, 20, 26, 40, 96])
+def test_a_continuation_keeps_its_frames(frames):
+    rng = np.random.default_rng(frames)
+    given = Continuation(
+        semantic_T=rng.integers(0, 1000, frames // 2, dtype=np.int32),
+        acoustic_TQ=rng.integers(0, 1000, (frames, 5), dtype=np.int32),
+    )
+    music = chain()
+    continued, other = clip(seconds=2.0, continuation=given), clip(seconds=2.0)
+    codes, plain = codes_of(music, continued, other)
+    assert codes.shape == plain.shape == (100, 5)
+    np.testing.assert_array_equal(codes[:frames], given.acoustic_TQ)
+    (call,) = [call for call in music.semantic.calls if call.prefilled == 0][:1]
+    known = min(20, frames // 2)
+    rows = [row for row, prompt in zip(call.codes, call.prompts, strict=True) if len(prompt)]
+    if frames // 2 < 20:
+        np.testing.assert_array_equal(rows[0][:known, 0], given.semantic_T[:known])
+    else:  # a window that is there as a whole is not made again
+        assert not rows
+    # It makes clips longer and shorter as others.
+    (shorter,) = codes_of(chain(), dataclasses.replace(continued, seconds=1.99))
+    np.testing.assert_array_equal(shorter[:90], codes[:90])
+
+
+def test_bad_clips_are_named():
     with pytest.raises(ValueError, match="seconds is 0"):
-        chain().generate(["a"], seconds=0, seeds=[0])
+        clip(seconds=0)
+    with pytest.raises(ValueError, match="story starts texts at"):
+        clip(story=((3, "b"), (2, "c")))
+    given = Continuation(semantic_T=np.zeros(25, np.int32), acoustic_TQ=np.zeros((50, 5), np.int32))
+    with pytest.raises(ValueError, match="50 acoustic frames, and the clip 50"):
+        chain().plan(clip(seconds=1.0, continuation=given))
+    given = dataclasses.replace(given, semantic_T=np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match="2 acoustic frames for each"):
+        chain().plan(clip(seconds=2.0, continuation=given))
 
 
 def test_sampler_needs_nothing_of_training():

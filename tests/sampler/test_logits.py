@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm.sampler.logits import Sampling, keep_likeliest, sample
+from musiclm.sampler.logits import Sampling, by_row, guide, keep_likeliest, sample
 
 LOGITS = np.array([2.0, -1.0, 0.5, 1.5, 0.4, -3.0], np.float32)
 DRAWS = 20_000
 
 
 def frequencies(temperature, top_k=None, top_p=None):
-    rows = jnp.broadcast_to(LOGITS, (DRAWS, LOGITS.size))
+    logits = jnp.broadcast_to(LOGITS, (DRAWS, LOGITS.size))
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    codes = sample(rows, keys, jnp.float32(temperature), top_k, top_p)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    codes = sample(logits, keys, by_row([sampling] * DRAWS), filtered=sampling.filtered)
     return np.bincount(codes, minlength=LOGITS.size) / DRAWS
 
 
@@ -43,7 +44,8 @@ def test_top_p_takes_the_smallest_set_that_reaches_it():
     reached = np.cumsum(softmax(LOGITS)[order])
     for p in (0.1, 0.6, 0.9, 0.999):
         count = 1 + int(np.searchsorted(reached, p))
-        kept = np.asarray(keep_likeliest(jnp.asarray(LOGITS)[None], None, p))[0]
+        rows = by_row([Sampling(top_p=p)])
+        kept = np.asarray(keep_likeliest(jnp.asarray(LOGITS)[None], rows.top_k_B, rows.top_p_B))[0]
         assert set(np.flatnonzero(np.isfinite(kept))) == set(order[:count])
 
 
@@ -53,11 +55,55 @@ def test_top_p_is_of_what_top_k_left():
 
 
 def test_rows_draw_with_their_own_keys():
-    rows = jnp.broadcast_to(LOGITS, (8, LOGITS.size))
+    logits = jnp.broadcast_to(LOGITS, (8, LOGITS.size))
     keys = jax.random.split(jax.random.key(3), 8)
-    together = sample(rows, keys, jnp.float32(1))
-    shuffled = sample(rows, keys[::-1], jnp.float32(1))
+    rows = by_row([Sampling()] * 8)
+    together = sample(logits, keys, rows)
+    shuffled = sample(logits, keys[::-1], rows)
     np.testing.assert_array_equal(together, shuffled[::-1])
+
+
+SETTINGS = [
+    Sampling(),
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.3, top_k=2),
+    Sampling(temperature=1.7, top_p=0.7),
+    Sampling(top_k=3, top_p=0.5),
+    Sampling(top_k=99),
+    Sampling(top_p=1.0),
+]
+
+
+def test_rows_draw_by_their_own_settings():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 2, (400 * len(SETTINGS), 33)), jnp.float32)
+    keys = jax.random.split(jax.random.key(1), len(logits))
+    together = sample(logits, keys, by_row(SETTINGS * 400))
+    for i, sampling in enumerate(SETTINGS):
+        alone = sample(
+            logits[i :: len(SETTINGS)], keys[i :: len(SETTINGS)], by_row([sampling] * 400)
+        )
+        np.testing.assert_array_equal(together[i :: len(SETTINGS)], alone)
+
+
+def test_a_row_without_a_filter_is_the_same_bits_beside_rows_with_one():
+    """Over so many codes that the sums of their probabilities pass 1 before the last."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 3, (4, 1024)), jnp.float32)
+    rows = by_row([Sampling(), Sampling(top_k=5), Sampling(), Sampling(top_p=0.5)])
+    kept = np.asarray(keep_likeliest(logits, rows.top_k_B, rows.top_p_B))
+    np.testing.assert_array_equal(kept[[0, 2]], logits[np.array([0, 2])])
+    assert np.isfinite(kept[1]).sum() == 5
+    assert np.isfinite(kept[3]).sum() < 1024
+
+
+def test_guidance_is_by_row_and_1_is_none():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 2, (6, 50)), jnp.float32)
+    guided = guide(logits, jnp.float32([1.0, 0.0, 3.0]))
+    np.testing.assert_array_equal(guided[0], logits[0])
+    np.testing.assert_array_equal(guided[1], logits[4])
+    np.testing.assert_allclose(guided[2], logits[5] + 3 * (logits[2] - logits[5]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ from typing import NoReturn
 
 import musiclm
 from musiclm import errors, exit_codes
-from musiclm.bin import compile, data, describe, fit, generate, pack, tokenize, train
+from musiclm.bin import compile, data, describe, fit, generate, pack, sample, tokenize, train
 
 _EPILOG = """\
 examples:
   musiclm generate "a slow sad piano melody in A minor"
+  musiclm sample --gin_file gin/sample/batch.gin --prompts prompts.jsonl --out songs
   musiclm describe gin/models/*/base.gin
   musiclm data gm --out corpus --clips 1000 --seed 0
   musiclm tokenize --manifest corpus --bundle gm-mini --window-seconds 10 --out tokens
@@ -30,6 +31,7 @@ examples:
 
 _COMMANDS = {
     "generate": generate,
+    "sample": sample,
     "describe": describe,
     "data": data,
     "tokenize": tokenize,

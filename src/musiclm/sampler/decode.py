@@ -4,18 +4,23 @@ The model's parameters, stacked by layer for training, come apart once (`unroll`
 separate matrices is faster than one that slices a stack. Every function here is pure, state in and
 state out; the state is donated, so that the cache is updated where it lies.
 
-Shapes: L layers, B batch, H heads, S sequence, D head dimension, M model dimension, Q levels,
-K codes.
+Rows lie over the devices of a mesh with the one axis `ROWS`, the same number on each. A device
+works as if it were alone: what comes of a row does not depend on how many there are.
+
+Shapes: L layers, B batch, G rows of the cache (2 B with guidance), H heads, S sequence, D head
+dimension, M model dimension, Q levels, K codes.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 from musiclm.models import token_lm
 from musiclm.models.token_lm import TokenLMConfig
@@ -27,10 +32,12 @@ from musiclm.sampler import logits
 SPAN = 512
 # Prefixes are padded to a multiple of this fraction of the sequence, for the same reason.
 PREFILL_FRACTION = 8
+# The axis of the mesh.
+ROWS = "rows"
 
 
 class Cache(NamedTuple):
-    """Keys and values of every token seen, [L, B, H, S, D].
+    """Keys and values of every token seen, [L, G, H, S, D].
 
     Heads come before tokens: a head's keys are then contiguous, and a step on a CPU about twice as
     fast.
@@ -45,14 +52,24 @@ class State(NamedTuple):
 
     Attributes:
       cache: of tokens 0 to `known` - 2; what it holds further on has no meaning.
-      ids_BS: the sequence, int32; of meaning up to `known`. With guidance the rows are there
-        twice, once more with the null condition.
+      ids_GS: the sequence, int32; of meaning up to `known`, or as far as the row was given. With
+        guidance each device has its rows twice, once more with the null condition.
       known: int32 scalar, how many tokens are there. The last of them is the next step's input.
     """
 
     cache: Cache
-    ids_BS: jax.Array
+    ids_GS: jax.Array
     known: jax.Array
+
+
+# How a state lies over the mesh.
+_STATE = State(Cache(P(None, ROWS), P(None, ROWS)), P(ROWS), P())
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the given devices; of those of this process by default."""
+    devices = jax.local_devices() if devices is None else devices
+    return Mesh(np.array(devices), (ROWS,), axis_types=(AxisType.Auto,))
 
 
 def unroll(config: TokenLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,23 +131,45 @@ def prefill_length(config: TokenLMConfig, known: int) -> int:
 
 
 def start(
-    config: TokenLMConfig, weights: Mapping[str, Any], ids_BS: jax.Array, known: int
+    config: TokenLMConfig,
+    mesh: Mesh,
+    weights: Mapping[str, Any],
+    ids_BS: jax.Array,
+    known: int,
+    *,
+    guided: bool,
 ) -> State:
     """Computes the cache of the tokens that are there already, all at once.
 
     Args:
       config: the model.
-      weights: from `unroll`.
+      mesh: from `make_mesh`; its size divides B.
+      weights: from `unroll`, on every device of the mesh.
       ids_BS: int32, the first `known` of them given.
       known: at least 1.
+      guided: whether rows are to be there once more, with the null condition.
     """
-    return _start(config, prefill_length(config, known), weights, ids_BS, jnp.int32(known))
+    length = prefill_length(config, known)
+    return _start(config, mesh, length, guided, weights, ids_BS, jnp.int32(known))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(config, length, weights, ids_BS, known) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start(config, mesh, length, guided, weights, ids_BS, known) -> State:
+    return jax.shard_map(
+        functools.partial(_start_on_device, config, length, guided),
+        mesh=mesh,
+        in_specs=(P(), P(ROWS), P()),
+        out_specs=_STATE,
+        check_vma=False,
+    )(weights, ids_BS, known)
+
+
+def _start_on_device(config, length, guided, weights, ids_GS, known) -> State:
+    if guided:
+        dropped_B = jnp.ones(len(ids_GS), bool)
+        ids_GS = jnp.concatenate([ids_GS, config.layout.drop_condition(ids_GS, dropped_B)])
     cfg = config.transformer
-    x_BTM = _embed(config, weights, ids_BS, jnp.arange(length))
+    x_BTM = _embed(config, weights, ids_GS, jnp.arange(length))
     bias_HT = _distance_bias(config, weights, length)
     keys, values = [], []
     for layer in weights["layers"]:
@@ -145,65 +184,97 @@ def _start(config, length, weights, ids_BS, known) -> State:
         x_BTM = x_BTM + _mlp(config, layer, x_BTM)
         keys.append(key)
         values.append(value)
-    rest = ids_BS.shape[1] - length
+    rest = ids_GS.shape[1] - length
     padding = ((0, 0), (0, 0), (0, 0), (0, rest), (0, 0))
     cache = Cache(jnp.pad(jnp.stack(keys), padding), jnp.pad(jnp.stack(values), padding))
-    return State(cache, ids_BS, known)
+    return State(cache, ids_GS, known)
 
 
 def advance(
     config: TokenLMConfig,
+    mesh: Mesh,
     weights: Mapping[str, Any],
     state: State,
     keys_B: jax.Array,
+    given_B: jax.Array,
     num_tokens: int,
-    sampling: logits.Sampling,
+    rows: logits.Rows,
+    *,
+    filtered: bool,
 ) -> State:
     """Draws the next tokens of every row.
 
     Args:
-      config: the model.
-      weights: from `unroll`.
+      config, mesh, weights: as in `start`.
       state: given up: its buffers are used again.
       keys_B: one a row. The token at a position is drawn with the row's key and the position
         alone, so that neither other rows nor the number of calls matter.
+      given_B: int32, how many tokens of each row's sequence are given; up to there none is drawn.
       num_tokens: how many, at most as many as the sequence has left.
-      sampling: how.
+      rows, filtered: how; see `logits.sample`.
     """
     known = int(state.known)
     stop = known + num_tokens
-    guidance, temperature = jnp.float32(sampling.guidance), jnp.float32(sampling.temperature)
     while known < stop:
         # Up to `span` tokens may be known while reading so much of the cache.
-        span = min(config.layout.sequence_length, -(-known // SPAN) * SPAN)
+        span = _span(config, known)
         known = min(stop, span + 1)
+        stop_here = jnp.int32(known)
         state = decode_until(
-            config,
-            span,
-            sampling.top_k,
-            sampling.top_p,
-            weights,
-            state,
-            keys_B,
-            jnp.int32(known),
-            guidance,
-            temperature,
+            config, mesh, span, filtered, weights, state, keys_B, given_B, stop_here, rows
         )
     return state
 
 
+def compile_spans(
+    config: TokenLMConfig,
+    mesh: Mesh,
+    weights: Mapping[str, Any],
+    state: State,
+    keys_B: jax.Array,
+    given_B: jax.Array,
+    rows: logits.Rows,
+    *,
+    filtered: bool,
+) -> None:
+    """Compiles what `advance` needs from a state on, which is used up; no step is taken."""
+    known = int(state.known)
+    while known < config.layout.sequence_length:
+        span, nowhere = _span(config, known), jnp.int32(0)
+        state = decode_until(
+            config, mesh, span, filtered, weights, state, keys_B, given_B, nowhere, rows
+        )
+        known = span + 1
+
+
+def _span(config: TokenLMConfig, known: int) -> int:
+    return min(config.layout.sequence_length, -(-known // SPAN) * SPAN)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="state")
 def decode_until(
-    config, span, top_k, top_p, weights, state: State, keys_B, stop, guidance, temperature
+    config, mesh, span, filtered, weights, state: State, keys_B, given_B, stop, rows: logits.Rows
 ) -> State:
     """The compiled loop of `advance`: steps until `stop` tokens are known.
 
     `span`: how much of the cache attention reads, at least `stop` - 1.
     """
+    return jax.shard_map(
+        functools.partial(_decode_on_device, config, span, filtered),
+        mesh=mesh,
+        in_specs=(P(), _STATE, P(ROWS), P(ROWS), P(), P(ROWS)),
+        out_specs=_STATE,
+        check_vma=False,
+    )(weights, state, keys_B, given_B, stop, rows)
+
+
+def _decode_on_device(config, span, filtered, weights, state, keys_B, given_B, stop, rows) -> State:
     # In reverse, with masked places after distance 0: one slice gives the bias of all keys, at any
     # position, and hides those that are still to come.
-    num_rows, length = state.ids_BS.shape
+    num_rows, length = state.ids_GS.shape
     guided = num_rows == 2 * keys_B.shape[0]
+    copies = 2 if guided else 1
+    given_G = jnp.tile(given_B, copies)
     bias_HS = _distance_bias(config, weights, length)
     masked_HS = jnp.full((bias_HS.shape[0], span), attention.MASKED, bias_HS.dtype)
     line = jnp.concatenate([bias_HS[:, ::-1], masked_HS], axis=1)
@@ -211,17 +282,18 @@ def decode_until(
     def step(state: State) -> State:
         position = state.known - 1
         bias_HT = lax.dynamic_slice_in_dim(line, length - 1 - position, span, axis=1)
-        logits_BK, cache = _logits(config, weights, state.cache, state.ids_BS, position, bias_HT)
+        logits_BK, cache = _logits(config, weights, state.cache, state.ids_GS, position, bias_HT)
         if guided:
-            logits_BK = logits.guide(logits_BK, guidance)
+            logits_BK = logits.guide(logits_BK, rows.guidance_B)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.known)
-        codes_B = logits.sample(logits_BK, keys, temperature, top_k, top_p)
-        codes_B = jnp.tile(codes_B, 2) if guided else codes_B
+        codes_G = jnp.tile(logits.sample(logits_BK, keys, rows, filtered=filtered), copies)
         layout = config.layout
         level = (state.known - layout.prefix_length) % layout.target_levels
-        next_B = codes_B + layout.target_offset + level * layout.target_codebook_size
-        ids_BS = lax.dynamic_update_slice_in_dim(state.ids_BS, next_B[:, None], state.known, 1)
-        return State(cache, ids_BS, state.known + 1)
+        next_G = codes_G + layout.target_offset + level * layout.target_codebook_size
+        given_now_G = lax.dynamic_index_in_dim(state.ids_GS, state.known, 1, keepdims=False)
+        next_G = jnp.where(state.known < given_G, given_now_G, next_G)
+        ids_GS = lax.dynamic_update_slice_in_dim(state.ids_GS, next_G[:, None], state.known, 1)
+        return State(cache, ids_GS, state.known + 1)
 
     return lax.while_loop(lambda state: state.known < stop, step, state)
 

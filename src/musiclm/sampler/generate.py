@@ -3,26 +3,32 @@
 Clips longer than a stage's window are made window by window (MusicLM, section 4.4, and for the
 acoustic stages the continuation of AudioLM):
 
-  semantic   each further window is prompted with the last half of the one before
-  coarse     windows overlap by at least `COARSE_OVERLAP`, and each is prompted with what the one
-             before left in the overlap; they are spread evenly, so that none is longer than needed
+  semantic   each further window is prompted with the last half of the one before, and may be given
+             another text (story mode)
+  coarse     windows overlap by `COARSE_OVERLAP`, and each is prompted with what the one before
+             left in the overlap; the text is that of the semantic step in its middle
   fine       windows stand side by side and are made together, as rows of a batch
 
-Shapes: B clips, R rows of a batch, T frames, Q levels.
+Semantic and coarse codes of a clip are the beginning of those of a longer one; so are the fine
+codes of every window but the last, which ends where the clip does.
+
+Shapes: W semantic steps, T frames, Q levels.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from musiclm.sampler import batches, windows
 from musiclm.sampler.logits import Sampling
 from musiclm.sampler.stages import Stage
 from musiclm.token_spec import TokenSpec
+from musiclm.tokens.layout import STAGES
 
 # The fraction of a coarse window that the next one is prompted with, at least: 3 s of 10 s.
 COARSE_OVERLAP = 0.3
@@ -53,6 +59,72 @@ class ChainSampling:
     fine: Sampling = Sampling(temperature=0.4)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Continuation:
+    """Tokens that a clip begins with, of the same frames.
+
+    Attributes:
+      semantic_T: int32.
+      acoustic_TQ: int32, of all levels.
+    """
+
+    semantic_T: np.ndarray
+    acoustic_TQ: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Clip:
+    """Everything that decides how a clip sounds.
+
+    Attributes:
+      prompt: the text.
+      seconds: its length, with what is continued.
+      seed: 32 bits.
+      sampling: how tokens are drawn.
+      story: (second, text) in the order of time: texts that take over from `prompt`. They do so at
+        the semantic step that is nearest, every 15 s at the paper's size.
+      continuation: what it begins with.
+    """
+
+    prompt: str
+    seconds: float
+    seed: int
+    sampling: ChainSampling = ChainSampling()
+    story: tuple[tuple[float, str], ...] = ()
+    continuation: Continuation | None = None
+
+    def __post_init__(self):
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ValueError(f"Clip.seconds is {self.seconds}: give a positive number")
+        starts = [start for start, _ in self.story]
+        if any(not one < two for one, two in itertools.pairwise([0.0, *starts])):
+            raise ValueError(
+                f"Clip.story starts texts at {starts} s: give seconds above 0 in ascending order"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """A clip in frames and codes.
+
+    Attributes:
+      clip: what it is of.
+      num_frames: acoustic, at least one window of the fine stage.
+      num_semantic: semantic frames, as far as the last coarse window looks.
+      texts: by semantic step.
+      mulan_WQ: their codes, int32.
+      semantic_T, acoustic_TQ: those that are given, int32; often none.
+    """
+
+    clip: Clip
+    num_frames: int
+    num_semantic: int
+    texts: tuple[str, ...]
+    mulan_WQ: np.ndarray
+    semantic_T: np.ndarray
+    acoustic_TQ: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chain:
     """Everything between a text and a waveform.
@@ -62,7 +134,11 @@ class Chain:
       mulan: makes the condition of a text.
       acoustic: makes sound of acoustic codes.
       semantic, coarse, fine: the stages.
-      max_rows: rows that a stage decodes at once, a bound on memory; more go in several batches.
+      max_rows: rows that a stage decodes at once on a device, a bound on memory; more go in several
+        batches.
+      fixed_rows: fills every batch up to `max_rows`. Then what comes of a clip depends on the clip
+        and the chain alone, and not on how many are made with it; without, on these but for
+        rounding.
     """
 
     token_spec: TokenSpec
@@ -72,194 +148,195 @@ class Chain:
     coarse: Stage
     fine: Stage
     max_rows: int = 16
+    fixed_rows: bool = False
 
-    def __post_init__(self):
-        if self.max_rows < 1:
-            raise ValueError(f"Chain.max_rows is {self.max_rows}: give 1 or more")
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        seconds: float,
-        seeds: Sequence[int],
-        sampling: ChainSampling | None = None,
-        progress: Progress | None = None,
-    ) -> list[np.ndarray]:
-        """Makes a clip of each text.
-
-        Args:
-          prompts: texts.
-          seconds: length of every clip.
-          seeds: one a text, 0 up to below 2³². A clip depends on its text and its seed, not on the
-            other clips (but their number may change how matrix products round).
-          sampling: temperatures and the like; the paper's by default.
-          progress: called with the stage, the tokens done and the tokens in all, a few times a
-            second or less.
+    def generate(self, clips: Sequence[Clip], progress: Progress | None = None) -> list[np.ndarray]:
+        """Makes music; see `plan`, `compose` and `decode`.
 
         Returns:
-          One f32 waveform a text, [round(seconds · sample rate)].
+          One f32 waveform a clip, [round(seconds · sample rate)].
         """
-        if not prompts or len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a text")
-        codes = self.generate_codes(
-            np.asarray(self.mulan.encode_text(prompts)),
-            seconds=seconds,
-            seeds=seeds,
-            sampling=sampling,
-            progress=progress,
-        )
-        length = round(seconds * self.token_spec.sample_rate)
-        return [np.asarray(self.acoustic.decode(clip[None]))[0, :length] for clip in codes]
+        plans = [self.plan(clip) for clip in clips]
+        codes = self.compose(plans, progress)
+        return [self.decode(plan, codes_TQ) for plan, codes_TQ in zip(plans, codes, strict=True)]
 
-    def generate_codes(
-        self,
-        mulan_BQ: np.ndarray,
-        *,
-        seconds: float,
-        seeds: Sequence[int],
-        sampling: ChainSampling | None = None,
-        progress: Progress | None = None,
-    ) -> np.ndarray:
-        """Acoustic codes for MuLan's, int32 [B, T, Q] of at least `seconds`; see `generate`."""
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise ValueError(f"seconds is {seconds}: give a positive number")
-        spec, sampling = self.token_spec, sampling or ChainSampling()
-        ratio = spec.acoustic_frame_rate // spec.semantic_frame_rate
-        fine_window = self.fine.layout.target.num_frames
-        coarse_window = self.coarse.layout.target.num_frames
+    def plan(self, clip: Clip) -> Plan:
+        """Looks a clip through and encodes its texts.
+
+        Raises:
+          UserError: a text is longer than MuLan's tower takes.
+          ValueError: the clip is not longer than what it continues.
+        """
         # A whole number of semantic frames, and at least one window for the fine stage to see.
-        num_frames = max(math.ceil(seconds * spec.acoustic_frame_rate), fine_window)
-        num_frames = math.ceil(num_frames / ratio) * ratio
-        # The coarse stage sees a whole window of semantic codes, even for a shorter clip.
-        num_semantic = max(num_frames, coarse_window) // ratio
-        keys_B = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-        semantic_keys_B, coarse_keys_B, fine_keys_B = (_fold(keys_B, i) for i in range(3))
-
-        def semantic(mulan_BQ, keys_B, count):
-            windows = half_overlapping(num_semantic, self.semantic.layout.target.num_frames)
-            condition = {"mulan": mulan_BQ}
-            return _stitch(
-                self.semantic, windows, lambda _: condition, keys_B, sampling.semantic, count
-            )
-
-        def coarse(mulan_BQ, semantic_BT, keys_B, count):
-            windows = spread(
-                num_frames, coarse_window, round(COARSE_OVERLAP * coarse_window), ratio
-            )
-
-            def condition(window):
-                first = window.start // ratio
-                codes_BT = semantic_BT[:, first : first + coarse_window // ratio]
-                return {"mulan": mulan_BQ, "semantic": codes_BT}
-
-            return _stitch(self.coarse, windows, condition, keys_B, sampling.coarse, count)
-
-        def fine(coarse_RTQ, keys_R, count):
-            condition = {"acoustic": coarse_RTQ}
-            return self.fine.generate(condition, keys_R, sampling.fine, progress=count)
-
-        semantic_BT = self._by_groups(
-            "semantic", semantic, (mulan_BQ, semantic_keys_B), num_semantic, progress
-        )[:, :, 0]
-        coarse_tokens = num_frames * self.coarse.layout.target_levels
-        coarse_BTQ = self._by_groups(
-            "coarse", coarse, (mulan_BQ, semantic_BT, coarse_keys_B), coarse_tokens, progress
+        num_frames = math.ceil(clip.seconds * self.token_spec.acoustic_frame_rate)
+        num_frames = max(num_frames, self._fine_window)
+        num_frames = math.ceil(num_frames / self._ratio) * self._ratio
+        # The coarse stage sees whole windows of semantic codes, even beyond the end of a clip.
+        last = windows.overlapping(num_frames, self._coarse_window, self._coarse_overlap)[-1]
+        num_semantic = (last.start + self._coarse_window) // self._ratio
+        texts = tuple(
+            self._text_at(clip, step) for step in range(1 + self._steps.at(num_semantic - 1))
         )
-        starts = [
-            min(start, num_frames - fine_window) for start in range(0, num_frames, fine_window)
-        ]
-        windows_RTQ = np.concatenate([coarse_BTQ[:, s : s + fine_window] for s in starts])
-        keys_R = jnp.concatenate([_fold(fine_keys_B, i) for i in range(len(starts))])
-        fine_RTQ = self._by_groups(
-            "fine", fine, (windows_RTQ, keys_R), self.fine.layout.target_length, progress
+        # One at a time, so that its neighbours can't touch a text's codes, not even by rounding.
+        codes = {text: self.mulan.encode_text([text])[0] for text in dict.fromkeys(texts)}
+        given = clip.continuation or Continuation(
+            semantic_T=np.zeros(0, np.int32),
+            acoustic_TQ=np.zeros((0, self.token_spec.num_acoustic_codebooks), np.int32),
         )
-        fine_BTQ = np.empty((*coarse_BTQ.shape[:2], spec.num_fine_codebooks), np.int32)
-        for start, codes_BTQ in zip(starts, np.split(fine_RTQ, len(starts)), strict=True):
-            fine_BTQ[:, start : start + fine_window] = codes_BTQ
-        return np.concatenate([coarse_BTQ, fine_BTQ], axis=2)
+        if len(given.acoustic_TQ) != self._ratio * len(given.semantic_T):
+            raise ValueError(
+                f"a continuation has {len(given.semantic_T)} semantic and {len(given.acoustic_TQ)} "
+                f"acoustic frames: give {self._ratio} acoustic frames for each semantic one"
+            )
+        if len(given.acoustic_TQ) >= num_frames:
+            raise ValueError(
+                f"a continuation has {len(given.acoustic_TQ)} acoustic frames, and the clip "
+                f"{num_frames}: ask for more seconds"
+            )
+        return Plan(
+            clip=clip,
+            num_frames=num_frames,
+            num_semantic=num_semantic,
+            texts=texts,
+            mulan_WQ=np.stack([codes[text] for text in texts]),
+            semantic_T=given.semantic_T,
+            acoustic_TQ=given.acoustic_TQ,
+        )
 
-    def _by_groups(
-        self,
-        stage: str,
-        make: Callable[..., np.ndarray],
-        arrays: Sequence[Any],
-        row_tokens: int,
-        progress: Progress | None,
-    ) -> np.ndarray:
-        """Calls `make` on groups of at most `max_rows` rows of the arrays and joins the results.
+    def compose(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[np.ndarray]:
+        """Acoustic codes of each clip, int32 [num_frames, Q].
 
-        All groups have one size, so that they share their compilation; the last row fills them up.
+        Args:
+          plans: from `plan`.
+          progress: called with the stage's name, the tokens done and the tokens in all, now and
+            then.
         """
-        num_rows = len(arrays[0])
-        num_groups = math.ceil(num_rows / self.max_rows)
-        size = math.ceil(num_rows / num_groups)
-        rows = np.minimum(np.arange(num_groups * size), num_rows - 1).reshape(num_groups, size)
-        done, total = 0, num_groups * row_tokens
-
-        def count(num_tokens: int) -> None:
-            nonlocal done
-            done += num_tokens
-            if progress:
-                progress(stage, done, total)
-
-        parts = [make(*(array[group] for array in arrays), count) for group in rows]
-        return np.concatenate(parts)[:num_rows]
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Frames [start, stop) of a clip, made in one go after what is there of them already."""
-
-    start: int
-    stop: int
-
-
-def half_overlapping(num_frames: int, window: int) -> list[Window]:
-    """Windows that each start at the middle of the one before; the last may be cut short."""
-    windows, start = [Window(0, min(num_frames, window))], 0
-    while windows[-1].stop < num_frames:
-        start += window - window // 2
-        windows.append(Window(start, min(num_frames, start + window)))
-    return windows
-
-
-def spread(num_frames: int, window: int, overlap: int, multiple: int) -> list[Window]:
-    """As few whole windows as cover the frames with at least so much overlap, evenly.
-
-    They start at multiples of `multiple`, which must divide `num_frames` and `window`. A clip
-    shorter than a window has one, cut short.
-    """
-    if num_frames <= window:
-        return [Window(0, num_frames)]
-    hops = math.ceil((num_frames - window) / ((window - overlap) // multiple * multiple))
-    starts = [i * ((num_frames - window) // multiple) // hops * multiple for i in range(hops + 1)]
-    return [Window(start, start + window) for start in starts]
-
-
-def _stitch(
-    stage: Stage,
-    windows: Sequence[Window],
-    condition: Callable[[Window], Mapping[str, np.ndarray]],
-    keys_B: jax.Array,
-    sampling: Sampling,
-    count: Callable[[int], None],
-) -> np.ndarray:
-    """Makes windows one after the other, each prompted with what it shares with those before."""
-    codes_BTQ = np.zeros((len(keys_B), 0, stage.layout.target_levels), np.int32)
-    for index, window in enumerate(windows):
-        prompt_BTQ = codes_BTQ[:, window.start :]
-        made_BTQ = stage.generate(
-            condition(window),
-            _fold(keys_B, index),
-            sampling,
-            num_frames=window.stop - window.start,
-            prompt_BTQ=prompt_BTQ,
-            progress=count,
+        run = functools.partial(self._run, progress=progress)
+        semantic = run("semantic", [self._semantic_part(plan) for plan in plans])
+        coarse = run(
+            "coarse",
+            [
+                self._coarse_part(plan, codes_TQ[:, 0])
+                for plan, codes_TQ in zip(plans, semantic, strict=True)
+            ],
         )
-        codes_BTQ = np.concatenate([codes_BTQ, made_BTQ[:, prompt_BTQ.shape[1] :]], axis=1)
-    return codes_BTQ
+        parts = [
+            self._fine_parts(plan, codes_TQ) for plan, codes_TQ in zip(plans, coarse, strict=True)
+        ]
+        fine = iter(run("fine", list(itertools.chain.from_iterable(parts))))
+        return [
+            np.concatenate([coarse_TQ, self._join_fine(plan, fine)], axis=1)
+            for plan, coarse_TQ in zip(plans, coarse, strict=True)
+        ]
 
+    def decode(self, plan: Plan, codes_TQ: np.ndarray) -> np.ndarray:
+        """The waveform of a clip's acoustic codes, f32 [round(seconds · sample rate)]."""
+        length = round(plan.clip.seconds * self.token_spec.sample_rate)
+        return np.asarray(self.acoustic.decode(codes_TQ[None]))[0, :length]
 
-def _fold(keys_B: jax.Array, number: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+    def compile(self, plans: Sequence[Plan]) -> None:
+        """Compiles ahead what `compose` needs for such clips with fixed rows."""
+        for name in STAGES:
+            stage = getattr(self, name)
+            for kind in {kind for plan in plans for kind in self._kinds(name, plan)}:
+                stage.compile(self.max_rows * stage.num_devices, *kind)
+
+    def _kinds(self, name: str, plan: Plan) -> set[batches.Kind]:
+        if name == "fine":
+            parts = self._fine_parts(plan, np.zeros((0, 0), np.int32))
+        elif name == "coarse":
+            parts = [self._coarse_part(plan, np.zeros(0, np.int32))]
+        else:
+            parts = [self._semantic_part(plan)]
+        return {part.kind_of(window) for part in parts for window in part.windows}
+
+    def _run(
+        self, name: str, parts: Sequence[batches.Part], progress: Progress | None
+    ) -> list[np.ndarray]:
+        stage = getattr(self, name)
+        if self.fixed_rows:
+            rows = self.max_rows * stage.num_devices
+        else:
+            rows = batches.rows_for(len(parts), stage.num_devices, self.max_rows)
+        return batches.run(
+            stage,
+            parts,
+            stream=STAGES.index(name),
+            rows=rows,
+            progress=functools.partial(progress, name) if progress else None,
+        )
+
+    def _semantic_part(self, plan: Plan) -> batches.Part:
+        return batches.Part(
+            seed=plan.clip.seed,
+            sampling=plan.clip.sampling.semantic,
+            windows=self._steps.windows(plan.num_semantic, plan.texts),
+            condition=lambda window: {"mulan": plan.mulan_WQ[window.index]},
+            codes_TQ=plan.semantic_T[:, None],
+        )
+
+    def _coarse_part(self, plan: Plan, semantic_T: np.ndarray) -> batches.Part:
+        size, ratio = self._coarse_window, self._ratio
+
+        def condition(window: windows.Window) -> dict[str, np.ndarray]:
+            first, last = window.start // ratio, (window.start + size) // ratio
+            step = self._steps.at((first + last) // 2)
+            return {"mulan": plan.mulan_WQ[step], "semantic": semantic_T[first:last]}
+
+        return batches.Part(
+            seed=plan.clip.seed,
+            sampling=plan.clip.sampling.coarse,
+            windows=windows.overlapping(plan.num_frames, size, self._coarse_overlap),
+            condition=condition,
+            codes_TQ=plan.acoustic_TQ[:, : self.token_spec.num_coarse_codebooks],
+        )
+
+    def _fine_parts(self, plan: Plan, coarse_TQ: np.ndarray) -> list[batches.Part]:
+        """A part a window: they need not wait for one another."""
+        given_TQ = plan.acoustic_TQ[:, self.token_spec.num_coarse_codebooks :]
+        return [
+            batches.Part(
+                seed=plan.clip.seed,
+                sampling=plan.clip.sampling.fine,
+                windows=[dataclasses.replace(window, start=0, stop=self._fine_window)],
+                condition=lambda _, w=window: {"acoustic": coarse_TQ[w.start : w.stop]},
+                codes_TQ=given_TQ[window.start : window.stop],
+            )
+            for window in windows.side_by_side(plan.num_frames, self._fine_window)
+        ]
+
+    def _join_fine(self, plan: Plan, parts: Iterator[np.ndarray]) -> np.ndarray:
+        """Takes the windows of a clip; where the last overlaps the one before, that one stays."""
+        fine_TQ = np.zeros((0, self.token_spec.num_fine_codebooks), np.int32)
+        for window in windows.side_by_side(plan.num_frames, self._fine_window):
+            fine_TQ = np.concatenate([fine_TQ, next(parts)[len(fine_TQ) - window.start :]])
+        return fine_TQ
+
+    def _text_at(self, clip: Clip, step: int) -> str:
+        """The text in force in the middle of a semantic step."""
+        seconds = self._steps.middle(step) / self.token_spec.semantic_frame_rate
+        return [clip.prompt, *(text for start, text in clip.story if start <= seconds)][-1]
+
+    @property
+    def _steps(self) -> windows.Steps:
+        return windows.Steps(size=self.semantic.layout.target.num_frames)
+
+    @property
+    def _ratio(self) -> int:
+        """Acoustic frames a semantic frame."""
+        return self.token_spec.acoustic_frame_rate // self.token_spec.semantic_frame_rate
+
+    @property
+    def _coarse_window(self) -> int:
+        return self.coarse.layout.target.num_frames
+
+    @property
+    def _coarse_overlap(self) -> int:
+        """At least `COARSE_OVERLAP`; windows advance by a whole number of semantic frames."""
+        size = self._coarse_window
+        advance = size - round(COARSE_OVERLAP * size)
+        return size - max(1, advance // self._ratio) * self._ratio
+
+    @property
+    def _fine_window(self) -> int:
+        return self.fine.layout.target.num_frames

@@ -1,17 +1,18 @@
 """One stage at work: raw codes in, raw codes out.
 
-Shapes: B batch, T frames, Q levels.
+Shapes: B batch, T frames, Q levels, S sequence.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from musiclm.models.token_lm import TokenLMConfig
-from musiclm.sampler import decode
+from musiclm.sampler import decode, logits
 from musiclm.sampler.logits import Sampling
 
 # Frames a call of the compiled loop: how often a progress bar moves.
@@ -24,71 +25,134 @@ class Stage:
     Attributes:
       config: the model.
       layout: what its sequences look like.
+      num_devices: that share the rows of a batch.
     """
 
-    def __init__(self, config: TokenLMConfig, params: Mapping[str, Any]):
+    def __init__(self, config: TokenLMConfig, params: Mapping[str, Any], mesh: Mesh | None = None):
         """Takes the parameters of `TokenLM(config)` apart for decoding.
 
         Args:
           config: the model.
           params: the collection "params", arrays of JAX or NumPy.
+          mesh: from `decode.make_mesh`; over this process's devices by default.
         """
         self.config = config
         self.layout = config.layout
-        self._weights = decode.unroll(config, params)
+        self._mesh = decode.make_mesh() if mesh is None else mesh
+        self.num_devices = self._mesh.size
+        self._by_rows = NamedSharding(self._mesh, P(decode.ROWS))
+        whole = NamedSharding(self._mesh, P())
+        self._weights = jax.device_put(decode.unroll(config, params), whole)
+        self._compiled: set[tuple[int, int, bool, bool]] = set()
 
     def generate(
         self,
         condition: Mapping[str, np.ndarray],
         keys_B: jax.Array,
-        sampling: Sampling,
+        samplings: Sequence[Sampling],
         *,
         num_frames: int | None = None,
-        prompt_BTQ: np.ndarray | None = None,
+        prompts: Sequence[np.ndarray] | None = None,
+        prefilled: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Generates the target of one window.
 
+        What comes of a row depends on its own arguments, on the number of rows a device and on
+        `prefilled`; whether any row is guided or filtered can matter in the last bit.
+
         Args:
           condition: raw codes of the layout's prefix by source, int32.
-          keys_B: one a row; a row's codes depend on its key and condition alone.
-          sampling: how tokens are drawn.
+          keys_B: one a row; a multiple of `num_devices` of them.
+          samplings: how the tokens of each row are drawn.
           num_frames: frames of the target; all of the window's if None.
-          prompt_BTQ: raw codes of its first frames, kept as they are.
-          progress: called with the number of tokens (of a row) that have come since the last call.
+          prompts: for each row the raw codes [T, Q] of its first frames, kept as they are; there
+            may be any number of frames, from `prefilled` on.
+          prefilled: frames that are looked at in one go. Frames of prompts beyond these are
+            gone through step by step.
+          progress: called with the frames that are there.
 
         Returns:
-          Raw codes, int32 [B, num_frames, Q], the prompt included.
+          Raw codes, int32 [B, num_frames, Q], the prompts included.
 
         Raises:
-          ValueError: more frames than the window holds, or a prompt that leaves none to generate.
+          ValueError: more frames than the window holds, or prompts that leave none to generate or
+            are shorter than `prefilled`.
         """
-        layout = self.layout
+        layout, num_rows = self.layout, len(samplings)
         num_frames = layout.target.num_frames if num_frames is None else num_frames
-        prompt_frames = 0 if prompt_BTQ is None else prompt_BTQ.shape[1]
-        if not prompt_frames < num_frames <= layout.target.num_frames:
+        if prompts is None:
+            prompts = [np.zeros((0, layout.target_levels), np.int32)] * num_rows
+        given_B = np.array([len(prompt_TQ) for prompt_TQ in prompts], np.int32)
+        if not prefilled <= given_B.min() < num_frames <= layout.target.num_frames:
             raise ValueError(
-                f"{num_frames} frames after a prompt of {prompt_frames} in the {layout.stage} "
-                f"stage: give more than the prompt and up to {layout.target.num_frames}"
+                f"{num_frames} frames after prompts of {given_B.min()} or more, {prefilled} in one "
+                f"go, in the {layout.stage} stage: give more than the prompts and up to "
+                f"{layout.target.num_frames}"
             )
-        ids_BS = np.zeros((keys_B.shape[0], layout.sequence_length), np.int32)
-        ids_BS[:, : layout.prefix_length] = layout.flatten_prefix(condition)
-        known = layout.prefix_length
-        if prompt_frames:
-            prompt_BN = layout.flatten_target(prompt_BTQ)
-            ids_BS[:, known : known + prompt_BN.shape[1]] = prompt_BN
-            known += prompt_BN.shape[1]
-        stop = layout.prefix_length + num_frames * layout.target_levels
-        if sampling.guidance != 1:
-            null_BS = layout.drop_condition(ids_BS, np.ones(len(ids_BS), bool))
-            ids_BS = np.concatenate([ids_BS, null_BS])
-        state = decode.start(self.config, self._weights, jnp.asarray(ids_BS), known)
-        while known < stop:
-            count = min(FRAMES_PER_CALL * layout.target_levels, stop - known)
-            state = decode.advance(self.config, self._weights, state, keys_B, count, sampling)
-            known += count
+        first = layout.prefix_length
+        ids_BS = np.zeros((num_rows, layout.sequence_length), np.int32)
+        ids_BS[:, :first] = layout.flatten_prefix(condition)
+        for ids_S, prompt_TQ in zip(ids_BS, prompts, strict=True):
+            (prompt_N,) = layout.flatten_target(prompt_TQ[None, :num_frames])
+            ids_S[first : first + prompt_N.size] = prompt_N
+        given_B = first + given_B * layout.target_levels
+        ids_BS, keys_B, given_B, rows = jax.device_put(
+            (ids_BS, keys_B, given_B, logits.by_row(samplings)), self._by_rows
+        )
+        state = decode.start(
+            self.config,
+            self._mesh,
+            self._weights,
+            ids_BS,
+            first + prefilled * layout.target_levels,
+            guided=any(sampling.guided for sampling in samplings),
+        )
+        filtered = any(sampling.filtered for sampling in samplings)
+        frames = prefilled
+        while frames < num_frames:
+            count = min(FRAMES_PER_CALL, num_frames - frames)
+            state = decode.advance(
+                self.config,
+                self._mesh,
+                self._weights,
+                state,
+                keys_B,
+                given_B,
+                count * layout.target_levels,
+                rows,
+                filtered=filtered,
+            )
+            frames += count
             if progress:
                 state.known.block_until_ready()
-                progress(count)
-        ids_BN = np.asarray(state.ids_BS)[: keys_B.shape[0], layout.prefix_length : stop]
-        return layout.unflatten_target(ids_BN)
+                progress(frames)
+        # Each device has its own rows first; those with the null condition follow.
+        ids_DGS = np.asarray(state.ids_GS).reshape(self.num_devices, -1, layout.sequence_length)
+        ids_BS = ids_DGS[:, : num_rows // self.num_devices].reshape(num_rows, -1)
+        stop = first + num_frames * layout.target_levels
+        return layout.unflatten_target(ids_BS[:, first:stop])
+
+    def compile(self, num_rows: int, prefilled: int, guided: bool, filtered: bool) -> None:
+        """Compiles all that `generate` needs for so many rows, and takes the memory that it takes.
+
+        Once; a further call with the same arguments does nothing.
+        """
+        program = (num_rows, prefilled, guided, filtered)
+        if program in self._compiled:
+            return
+        ids_BS, keys_B, given_B, rows = jax.device_put(
+            (
+                np.zeros((num_rows, self.layout.sequence_length), np.int32),
+                jax.random.split(jax.random.key(0), num_rows),
+                np.zeros(num_rows, np.int32),
+                logits.by_row([Sampling()] * num_rows),
+            ),
+            self._by_rows,
+        )
+        known = self.layout.prefix_length + prefilled * self.layout.target_levels
+        state = decode.start(self.config, self._mesh, self._weights, ids_BS, known, guided=guided)
+        decode.compile_spans(
+            self.config, self._mesh, self._weights, state, keys_B, given_B, rows, filtered=filtered
+        )
+        self._compiled.add(program)

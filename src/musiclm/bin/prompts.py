@@ -1,0 +1,116 @@
+"""A file of prompts, one JSON object a line."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from musiclm import api, errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line: the arguments of `api.MusicLM.plan`, of which only the prompt must be there."""
+
+    prompt: str
+    seconds: float
+    seed: int
+    sampling: Mapping[str, Mapping[str, float | int]]
+    story: Sequence[tuple[float, str]] = ()
+    continuation: str | None = None
+
+    def digest(self, model: str) -> str:
+        """SHA-256 of all that decides how it sounds.
+
+        Args:
+          model: digest of the bundle.
+
+        Raises:
+          UserError: the sound that it continues can't be read.
+        """
+        record = dataclasses.asdict(self) | {"model": model}
+        if self.continuation is not None:
+            try:
+                sound = pathlib.Path(self.continuation).read_bytes()
+            except OSError as error:
+                raise errors.UserError(
+                    f"cannot read {self.continuation} ({error.strerror}): check the path"
+                ) from error
+            record["continuation"] = hashlib.sha256(sound).hexdigest()
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Line))
+
+
+def read(path: str) -> list[bytes]:
+    """The lines of a file.
+
+    Raises:
+      UserError: it can't be read.
+    """
+    try:
+        return pathlib.Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot read the prompts {path!r} ({error.strerror}): check the path"
+        ) from error
+
+
+def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Line:
+    """Reads one line.
+
+    Args:
+      text: of the line.
+      defaults: of its fields `seconds`, `seed` and `sampling`.
+      folder: that paths start from.
+
+    Raises:
+      UserError: it is no JSON, or says what can't be done.
+    """
+    try:
+        record = json.loads(text)
+    except ValueError as error:  # of JSON as of UTF-8
+        raise errors.UserError(f"not JSON ({error}): give one object a line") from error
+    if not isinstance(record, dict):
+        raise errors.UserError('not an object: write it like {"prompt": "calm flute"}')
+    _check_names(record, FIELDS, "field")
+    if "prompt" not in record:
+        raise errors.UserError('no "prompt": say what to play')
+    sampling = {stage: dict(numbers) for stage, numbers in defaults["sampling"].items()}
+    given = record.get("sampling", {})
+    if not isinstance(given, dict) or not all(isinstance(part, dict) for part in given.values()):
+        raise errors.UserError(
+            'sampling is no object of objects: write it like {"fine": {"temperature": 0.5}}'
+        )
+    _check_names(given, api.STAGES, "stage of sampling")
+    for stage, numbers in given.items():
+        _check_names(numbers, api.SAMPLING, f"field of sampling.{stage}")
+        sampling[stage] = sampling.get(stage, {}) | numbers
+    story = record.get("story", [])
+    if not isinstance(story, list) or not all(
+        isinstance(part, list) and len(part) == 2 for part in story
+    ):
+        raise errors.UserError('story is no list of pairs: write it like [[15, "louder"]]')
+    continuation = record.get("continuation")
+    if not isinstance(continuation, str | None):
+        raise errors.UserError(f"continuation is {continuation!r}: give the path of a sound file")
+    fields = {**defaults, **record, "sampling": sampling, "story": tuple(map(tuple, story))}
+    if continuation is not None:
+        fields["continuation"] = str(folder / continuation)
+    request = api.Request(
+        (fields["prompt"],), fields["seconds"], fields["seed"], fields["story"]
+    )  # checks them
+    # 10 and 10.0 are one clip.
+    return Line(**fields | {"seconds": float(request.seconds)})
+
+
+def _check_names(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(known)}"
+            raise errors.UserError(f"unknown {what} {name!r}: {hint}")

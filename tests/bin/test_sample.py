@@ -1,0 +1,347 @@
+"""`musiclm sample` with an untrained bundle: what a line decides, and what nothing else does."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from musiclm import audio, errors
+from musiclm.bin import main, prompts, sampled
+
+GIN = pathlib.Path(__file__).parents[2] / "gin/sample/batch.gin"
+LINES = [
+    {"prompt": "slow piano"},
+    {"prompt": "fast flute", "seconds": 2.5, "seed": 3},
+    {"prompt": "slow flute, ß 音楽", "sampling": {"semantic": {"guidance": 3}}},
+    {"prompt": "fast piano", "seconds": 2.5, "sampling": {"coarse": {"top_k": 3}}},
+    {"prompt": "slow piano", "seconds": 2.5, "story": [[1, "fast flute"]]},
+    {"prompt": "fast flute", "seconds": 4, "continuation": "sound.wav"},
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_cache_of_the_persons():
+    with pytest.MonkeyPatch.context() as patch:
+        # Else the command would set it for all tests that follow.
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", "/"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a sound of 3.4 s and the lines."""
+    path = tmp_path_factory.mktemp("prompts")
+    samples = np.random.default_rng(0).normal(0, 0.1, round(3.4 * 8000)).clip(-1, 1)
+    audio.write_wav(path / "sound.wav", samples, 8000)
+    write(path / "prompts.jsonl", LINES)
+    return path
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def command(model, prompts_file, out, rows=2, lines_a_round=4) -> list[str]:
+    macros = {"MODEL": str(model), "ROWS": rows, "LINES_A_ROUND": lines_a_round, "SECONDS": 0.5}
+    bindings = [f"--gin_bindings={name}={value!r}" for name, value in macros.items()]
+    files = ["--prompts", str(prompts_file), "--out", str(out)]
+    return ["sample", "--gin_file", str(GIN), *bindings, *files]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_bundle, folder, tmp_path_factory):
+    """What comes of the lines in one run."""
+    out = tmp_path_factory.mktemp("songs") / "deep" / "out"
+    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", out)) == 0
+    return out
+
+
+def files(out, pattern="*"):
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.match(pattern)}
+
+
+def manifest(out):
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_every_line_has_its_clip(made):
+    assert sorted(files(made)) == [
+        *(f"{i:06d}.wav" for i in range(1, 7)),
+        "manifest.jsonl",
+        "summary.json",
+    ]
+    for number, (told, line) in enumerate(zip(manifest(made), LINES, strict=True), start=1):
+        assert (told["file"], told["line"]) == (f"{number:06d}.wav", number)
+        assert (told["model"], told["sample_rate"]) == ("tiny", 1600)
+        expected = {"seconds": 0.5, "seed": 0} | line | {"continuation": told.get("continuation")}
+        assert {name: told.get(name) for name in expected} == expected
+        samples, rate = soundfile.read(made / told["file"])
+        assert (len(samples), rate) == (round(1600 * told["seconds"]), 1600)
+        assert np.ptp(samples) > 0
+    assert len(set(files(made, "*.wav").values())) == len(LINES)
+
+
+def test_the_summary_tells_speed_and_memory(made):
+    summary = json.loads((made / "summary.json").read_text())
+    assert (summary["clips"], summary["there already"], summary["rejected"]) == (6, 0, 0)
+    assert summary["music seconds"] == sum(line.get("seconds", 0.5) for line in LINES)
+    assert set(summary["tokens a second"]) == {"semantic", "coarse", "fine"}
+    assert summary["peak memory bytes"] > 1e6
+
+
+def test_a_clip_depends_on_its_line_alone(made, tiny_bundle, folder, tmp_path):
+    """Backwards, in other rounds, beside lines that are rejected."""
+    lines = [*LINES[::-1], {"prompt": ""}, {"prompt": "more", "seconds": 1}]
+    write(folder / "backwards.jsonl", lines)
+    argv = command(tiny_bundle, folder / "backwards.jsonl", tmp_path, lines_a_round=5)
+    assert main.main(argv) == 0
+    for i in range(6):
+        one, other = made / f"{i + 1:06d}.wav", tmp_path / f"{6 - i:06d}.wav"
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_kill_loses_nothing_and_changes_nothing(made, tiny_bundle, folder, tmp_path, monkeypatch):
+    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path, lines_a_round=3)
+    with monkeypatch.context() as patch:
+        saves = itertools.count()
+
+        def save(self, path):
+            if next(saves) == 1:
+                path.with_name(f".{path.name}.x7").write_bytes(b"RIFF")  # half of a file
+                with (tmp_path / "manifest.jsonl").open("a") as file:
+                    file.write('{"file": "000002.w')  # half of a line
+                raise KeyboardInterrupt
+            audio.write_wav(path, self.samples, self.sample_rate)
+
+        patch.setattr(audio.Waveform, "save", save)
+        assert main.main(argv) == 130
+    assert sorted(files(tmp_path, "*.wav")) == ["000001.wav"]
+    untouched = (tmp_path / "000001.wav").stat().st_mtime_ns
+    assert main.main(argv) == 0
+    assert (tmp_path / "000001.wav").stat().st_mtime_ns == untouched
+    again, before = files(tmp_path), files(made)
+    assert json.loads(again.pop("summary.json"))["there already"] == 1
+    before.pop("summary.json")
+    assert again == before
+
+
+def test_what_is_there_is_made_again_if_its_line_or_file_changed(
+    made, tiny_bundle, folder, tmp_path, capsys
+):
+    for name, data in files(made).items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "000004.wav").unlink()
+    lines = [*LINES[:2], {"prompt": "fast flute", "seed": 9}, *LINES[3:]]
+    lines[0] = {"seed": 0, "seconds": 0.5, **LINES[0]}  # the same, said otherwise
+    write(folder / "changed.jsonl", lines)
+    assert main.main(command(tiny_bundle, folder / "changed.jsonl", tmp_path)) == 0
+    assert "2 clips made, 4 were there" in capsys.readouterr().out
+    before, after = files(made, "*.wav"), files(tmp_path, "*.wav")
+    assert {name for name in before if before[name] != after[name]} == {"000003.wav"}
+    assert [record["line"] for record in manifest(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert manifest(tmp_path)[2]["seed"] == 9
+
+
+def test_bad_lines_are_told_and_the_others_made(tiny_bundle, folder, tmp_path, capsys):
+    lines = [
+        b'{"prompt": "slow piano"}',
+        b"{broken",
+        b"",
+        b'{"prompt": "caf\xe9"}',
+        b'{"prompt": "' + b"1234567 " * 40 + b'"}',
+        b'{"prompt": "slow piano", "continuation": "no.wav"}',
+        b'{"prompt": "slow piano", "seconds": 3, "continuation": "sound.wav"}',
+        b'{"prompt": "slow piano", "sampling": {"fine": {"temperature": -1}}}',
+    ]
+    (folder / "bad.jsonl").write_bytes(b"\n".join(lines))
+    assert main.main(command(tiny_bundle, folder / "bad.jsonl", tmp_path)) == 0
+    told = capsys.readouterr()
+    assert "1 clips made, 0 were there, 6 lines rejected" in told.out
+    rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    reasons = {record["line"]: record["reason"] for record in rejected}
+    expected = {
+        2: "not JSON",
+        4: "not JSON",
+        5: "horten",
+        6: "no.wav",
+        7: "the sound that is continued has 3",
+        8: "temperature is -1",
+    }
+    assert reasons.keys() == expected.keys()
+    for number, reason in expected.items():
+        assert reason in reasons[number]
+    # Mended, nothing is rejected any longer.
+    write(folder / "bad.jsonl", LINES[:1])
+    assert main.main(command(tiny_bundle, folder / "bad.jsonl", tmp_path)) == 0
+    assert not (tmp_path / "rejected.jsonl").exists()
+
+
+def test_processes_share_the_lines_and_a_restart_may_have_others(
+    made, tiny_bundle, folder, tmp_path, monkeypatch
+):
+    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path)
+    for index in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("jax.process_index", lambda index=index: index)
+            patch.setattr("jax.process_count", lambda: 2)
+            assert main.main(argv) == 0
+        own = tmp_path / f"manifest-{index:05d}-of-00002.jsonl"
+        lines = [json.loads(line)["line"] for line in own.read_text().splitlines()]
+        assert lines == [1 + index, 3 + index, 5 + index]
+    assert files(tmp_path, "*.wav") == files(made, "*.wav")
+    assert main.main(argv) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["there already"] == 6
+
+
+PROGRAM = """
+import sys
+from musiclm.bin import main
+code = main.main(sys.argv[2:])
+import jax
+assert len(jax.devices()) == int(sys.argv[1])
+assert not {"tensorflow", "seqio", "musiclm.training", "data_pipelines"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_four_devices_make_what_one_makes(made, tiny_bundle, folder, tmp_path):
+    """In a process of its own, which imports nothing of training."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PJRT_NPROC": "32",
+    }
+    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "4", *argv],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path, "*.wav") == files(made, "*.wav")
+    assert files(tmp_path, "manifest.jsonl") == files(made, "manifest.jsonl")
+
+
+DEFAULTS = {"seconds": 10.0, "seed": 0, "sampling": {"fine": {"temperature": 0.5, "top_k": 9}}}
+
+
+def parse(text):
+    return prompts.parse(text.encode(), DEFAULTS, pathlib.Path("/folder"))
+
+
+def test_a_line_may_say_anything_or_little():
+    line = parse('{"prompt": "flute"}')
+    assert (line.seconds, line.seed, line.continuation) == (10.0, 0, None)
+    line = parse(
+        '{"prompt": "flute", "seconds": 60, "seed": 4, "story": [[15, "drums"]], '
+        '"sampling": {"fine": {"top_k": 3}, "coarse": {"guidance": 2}}, "continuation": "a/b.mp3"}'
+    )
+    assert line.sampling == {"fine": {"temperature": 0.5, "top_k": 3}, "coarse": {"guidance": 2}}
+    assert line.continuation == "/folder/a/b.mp3"
+    assert line.story == ((15, "drums"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "not an object"),
+        ("{}", 'no "prompt"'),
+        ('{"prompt": 3}', "a prompt is 3"),
+        ('{"prompt": "a", "secnds": 3}', "unknown field 'secnds': did you mean 'seconds'?"),
+        ('{"prompt": "a", "x": 3}', "unknown field 'x': give one of prompt, seconds, seed"),
+        ('{"prompt": "a", "seconds": -3}', "seconds is -3"),
+        ('{"prompt": "a", "seconds": NaN}', "seconds is nan"),
+        ('{"prompt": "a", "seconds": 1e9}', "up to 300"),
+        ('{"prompt": "a", "seed": 1.5}', "seed is 1.5"),
+        ('{"prompt": "a", "sampling": 3}', "sampling is no object"),
+        ('{"prompt": "a", "sampling": {"corse": {}}}', "did you mean 'coarse'?"),
+        ('{"prompt": "a", "sampling": {"fine": {"topk": 1}}}', "did you mean 'top_k'?"),
+        ('{"prompt": "a", "story": "drums"}', "story is no list of pairs"),
+        ('{"prompt": "a", "story": [[0, "drums"]]}', "starts 'drums' at 0"),
+        ('{"prompt": "a", "story": [[12, "drums"]]}', "below 10"),
+        ('{"prompt": "a", "story": [[5, "drums"], [4, "b"]]}', "ascending"),
+        ('{"prompt": "a", "continuation": 3}', "continuation is 3"),
+    ],
+)
+def test_wrong_lines_are_told(text, told):
+    with pytest.raises(errors.UserError) as raised:
+        parse(text)
+    assert told in str(raised.value)
+
+
+def test_the_digest_is_of_all_that_decides(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"one")
+    texts = [
+        '{"prompt": "a"}',
+        '{"prompt": "b"}',
+        '{"prompt": "a", "seed": 1}',
+        '{"prompt": "a", "story": [[1, "b"]]}',
+        '{"prompt": "a", "continuation": "a.wav"}',
+    ]
+    lines = [prompts.parse(text.encode(), DEFAULTS, tmp_path) for text in texts]
+    digests = [line.digest("model") for line in lines]
+    assert len({*digests, lines[0].digest("another model")}) == 6
+    (tmp_path / "a.wav").write_bytes(b"two")
+    assert lines[4].digest("model") != digests[4]
+    assert lines[3].digest("model") == digests[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"MODEL": "'gm-maxi'"}, "unknown model 'gm-maxi'"),
+        ({"ROWS": "0"}, "rows is 0"),
+        ({"SECONDS": "-1.0"}, "seconds is -1.0"),
+        ({"SECNDS": "1.0"}, "did you mean SECONDS?"),
+        ({"sample.sample.sampling": "{'fine': {'heat': 1}}"}, "sampling"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_code_2(tiny_bundle, folder, tmp_path, capsys, change, told):
+    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path)
+    argv += [f"--gin_bindings={name}={value}" for name, value in change.items()]
+    assert main.main(argv) == 2
+    stderr = capsys.readouterr().err
+    assert told in stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("*.wav"))
+
+
+def test_other_mistakes_are_code_2(tiny_bundle, folder, tmp_path, capsys):
+    assert main.main(command(tiny_bundle, folder / "no.jsonl", tmp_path)) == 2
+    assert "no.jsonl" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", tmp_path / "file")) == 2
+    assert "cannot write" in capsys.readouterr().err
+    (tmp_path / "manifest.jsonl").write_text('{"file": "000.wav", "prompt": "a"}\n')
+    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", tmp_path)) == 2
+    assert "line 1 of" in capsys.readouterr().err
+
+
+def test_full_memory_is_told_with_fewer_rows(tiny_bundle, folder, tmp_path, capsys, monkeypatch):
+    import jax
+
+    def full(self, plans):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("musiclm.api.MusicLM.compile", full)
+    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", tmp_path)) == 2
+    assert "rows is 2, and memory is full: add --gin_bindings ROWS=1" in capsys.readouterr().err
+
+
+def test_a_folder_takes_off_half_a_line(tmp_path):
+    whole = '{"file": "000001.wav", "line": 1, "digest": "d"}\n'
+    (tmp_path / "manifest.jsonl").write_text(whole + '{"file": "0000')
+    (tmp_path / "000001.wav").write_bytes(b"RIFF")
+    folder = sampled.Folder(tmp_path)
+    assert (tmp_path / "manifest.jsonl").read_text() == whole
+    assert folder.has(1, "d")
+    assert not folder.has(1, "e")
+    assert not folder.has(2, "d")
