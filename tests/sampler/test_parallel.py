@@ -59,7 +59,7 @@ def conditions(rows, seed=0):
     }
 
 
-def prompts(rows, frames, seed=7):
+def made(rows, frames, seed=7):
     return np.random.default_rng(seed).integers(0, CODES, (rows, frames, LEVELS), dtype=np.int32)
 
 
@@ -120,7 +120,7 @@ def test_impossible_passes_are_named(iterations):
 )
 def test_the_least_sure_stay_masked(confidence, masked, count):
     confidence, masked = np.array(confidence, np.float32), np.array(masked)
-    (still,) = np.asarray(parallel.least_sure(confidence[None], masked[None], count))
+    (still,) = np.asarray(parallel.least_sure(confidence[None], masked[None], jnp.array([count])))
     assert not still[~masked].any()
     assert still.sum() == min(count, masked.sum())
     gone = masked & ~still
@@ -130,17 +130,17 @@ def test_the_least_sure_stay_masked(confidence, masked, count):
 
 @pytest.mark.parametrize("prompt_frames", [0, 3])
 def test_greedy_decoding_equals_the_algorithm_written_out(prompt_frames):
-    condition, prompt_BTQ = conditions(2), prompts(2, prompt_frames)
-    codes_BTQ = stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompt_BTQ=prompt_BTQ)
+    condition, prompt_BTQ = conditions(2), made(2, prompt_frames)
+    codes_BTQ = stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompts=prompt_BTQ)
     np.testing.assert_array_equal(codes_BTQ, reference(condition, prompt_BTQ, (4, 2)))
     assert len(np.unique(codes_BTQ)) > 3  # not one code over and over, which would prove little
 
 
 def test_guidance_moves_away_from_the_null_condition():
-    condition, prompt_BTQ = conditions(2), prompts(2, 2)
+    condition, prompt_BTQ = conditions(2), made(2, 2)
     sampling = Sampling(temperature=0.0, guidance=3.0)
-    codes_BTQ = stage().generate(condition, keys(0, 1), [sampling, GREEDY], prompt_BTQ=prompt_BTQ)
-    plain_BTQ = stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompt_BTQ=prompt_BTQ)
+    codes_BTQ = stage().generate(condition, keys(0, 1), [sampling, GREEDY], prompts=prompt_BTQ)
+    plain_BTQ = stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompts=prompt_BTQ)
     # A neighbour's guidance changes nothing.
     np.testing.assert_array_equal(codes_BTQ[1], plain_BTQ[1])
     assert (codes_BTQ[0] != plain_BTQ[0]).any()
@@ -161,10 +161,10 @@ def test_guidance_moves_away_from_the_null_condition():
     seed=st.integers(0, 2**31),
 )
 def test_prompts_are_kept_and_every_place_is_filled(prompt_frames, temperature, seed):
-    prompt_BTQ = prompts(2, prompt_frames, seed)
+    prompt_BTQ = made(2, prompt_frames, seed)
     samplings = [Sampling(temperature=temperature)] * 2
     whole = functools.partial(
-        stage().generate, conditions(2), keys(seed, 1), samplings, prompt_BTQ=prompt_BTQ
+        stage().generate, conditions(2), keys(seed, 1), samplings, prompts=prompt_BTQ
     )
     moves = []
     codes_BTQ = whole(progress=moves.append)
@@ -173,7 +173,7 @@ def test_prompts_are_kept_and_every_place_is_filled(prompt_frames, temperature, 
     assert codes_BTQ.min() >= 0
     assert codes_BTQ.max() < CODES
     np.testing.assert_array_equal(codes_BTQ[:, :prompt_frames], prompt_BTQ)
-    assert sum(moves) == (FRAMES - prompt_frames) * LEVELS
+    assert moves == [FRAMES]
     part_BTQ = whole(num_frames=prompt_frames + 1)
     np.testing.assert_array_equal(part_BTQ, codes_BTQ[:, : prompt_frames + 1])
 
@@ -184,11 +184,22 @@ def test_what_a_row_depends_on():
     codes_BTQ = stage().generate(condition, keys(4, 5, 6), samplings)
     again_BTQ = stage().generate(condition, keys(4, 5, 6), samplings)
     np.testing.assert_array_equal(again_BTQ, codes_BTQ)
+    # Prompts of other lengths beside it.
+    beside = [made(1, frames)[0] for frames in (0, 4, 9)]
+    beside_BTQ = stage().generate(condition, keys(4, 5, 6), samplings, prompts=beside)
+    np.testing.assert_array_equal(beside_BTQ[0], codes_BTQ[0])
+    np.testing.assert_array_equal(beside_BTQ[1, :4], beside[1])
+    alone_BTQ = stage().generate(condition, keys(4, 5, 6), samplings, prompts=[beside[1]] * 3)
+    np.testing.assert_array_equal(beside_BTQ[1], alone_BTQ[1])
     # Other neighbours, another place in the batch.
     order = [2, 0, 0]
     other = {source: array[order] for source, array in condition.items()}
     moved_BTQ = stage().generate(other, keys(6, 4, 9), [samplings[i] for i in order])
     np.testing.assert_array_equal(moved_BTQ[:2], codes_BTQ[[2, 0]])
+    # A neighbour that draws from few codes.
+    narrow = [*samplings[:2], Sampling(top_k=2, temperature=0.9)]
+    narrow_BTQ = stage().generate(condition, keys(4, 5, 6), narrow)
+    np.testing.assert_array_equal(narrow_BTQ[:2], codes_BTQ[:2])
     # The same condition under another seed; and under another temperature.
     assert (moved_BTQ[2] != moved_BTQ[1]).any()
     cold_BTQ = stage().generate(condition, keys(4, 5, 6), [GREEDY, *samplings[1:]])
@@ -223,12 +234,8 @@ def test_what_is_wrong_is_named():
     condition = conditions(2)
     with pytest.raises(ValueError, match=f"up to {FRAMES}"):
         stage().generate(condition, keys(0, 1), [GREEDY] * 2, num_frames=FRAMES + 1)
-    with pytest.raises(ValueError, match=f"prompt of {FRAMES} in the parallel"):
-        stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompt_BTQ=prompts(2, FRAMES))
-    with pytest.raises(ValueError, match="1 samplings of 2 rows"):
-        stage().generate(condition, keys(0, 1), [GREEDY])
-    with pytest.raises(ValueError, match="top_k, top_p"):
-        stage().generate(condition, keys(0, 1), [GREEDY, Sampling(top_k=3)])
+    with pytest.raises(ValueError, match=f"prompts of {FRAMES} or more in the parallel"):
+        stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompts=made(2, FRAMES))
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ Levels are made one after the other, the coarsest first. A pass over a level dra
 are still masked and keeps those that the model is surest of; the last one takes the likeliest
 (SoundStorm, section 3.3, after MaskGIT).
 
-Shapes: B batch, S sequence, T frames, Q levels, K codes, G rows of the model: B, or with guidance
-2 B; I passes.
+Shapes: B batch, P prefix, N tokens of the target, T frames, Q levels, K codes, G rows of the model:
+B, or with guidance 2 B; I passes.
 """
 
 import functools
@@ -97,105 +97,98 @@ class ParallelStage:
         samplings: Sequence[Sampling],
         *,
         num_frames: int | None = None,
-        prompt_BTQ: np.ndarray | None = None,
+        prompts: Sequence[np.ndarray] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Generates the target of one window.
 
-        A shorter one is the beginning of a whole one: its frames hear those after it.
+        A shorter one is the beginning of a whole one: its frames hear those after it. What comes of
+        a row depends on its own arguments; the number of rows, and whether any is guided, can
+        matter in the last bit.
 
         Args:
           condition: raw codes of the layout's prefix by source, int32.
-          keys_B: one a row; a row's codes depend on its key, condition and sampling alone.
-          samplings: how codes are drawn, one a row; top_k and top_p alike in all.
+          keys_B: one a row.
+          samplings: how the codes of each row are drawn.
           num_frames: frames of the target; all of the window's if None.
-          prompt_BTQ: raw codes of its first frames, kept as they are.
-          progress: called at the end with the number of tokens (of a row) that have come.
+          prompts: for each row the raw codes [T, Q] of its first frames, kept as they are.
+          progress: called at the end with the frames that are there.
 
         Returns:
-          Raw codes, int32 [B, num_frames, Q], the prompt included.
+          Raw codes, int32 [B, num_frames, Q], the prompts included.
 
         Raises:
-          ValueError: more frames than the window holds, or a prompt that leaves none to generate;
-            not one sampling a row, or rows of different top_k or top_p.
+          ValueError: more frames than the window holds, or prompts that leave none to generate.
         """
-        layout, num_rows = self.layout, keys_B.shape[0]
+        layout, num_rows = self.layout, len(samplings)
         num_frames = layout.target.num_frames if num_frames is None else num_frames
-        prompt_frames = 0 if prompt_BTQ is None else prompt_BTQ.shape[1]
-        if not prompt_frames < num_frames <= layout.target.num_frames:
+        if prompts is None:
+            prompts = [np.zeros((0, layout.target_levels), np.int32)] * num_rows
+        given_B = np.array([len(prompt_TQ) for prompt_TQ in prompts], np.int32)
+        if not given_B.min() < num_frames <= layout.target.num_frames:
             raise ValueError(
-                f"{num_frames} frames after a prompt of {prompt_frames} in the {layout.stage} "
-                f"stage: give more than the prompt and up to {layout.target.num_frames}"
-            )
-        if len(samplings) != num_rows:
-            raise ValueError(f"{len(samplings)} samplings of {num_rows} rows: give one a row")
-        kept = {(sampling.top_k, sampling.top_p) for sampling in samplings}
-        if len(kept) > 1:
-            raise ValueError(
-                f"samplings have the (top_k, top_p) {sorted(kept, key=str)}: give all rows of a "
-                "call the same"
+                f"{num_frames} frames after prompts of {given_B.min()} or more in the "
+                f"{layout.stage} stage: give more than the prompts and up to "
+                f"{layout.target.num_frames}"
             )
         codes_BTQ = np.zeros((num_rows, layout.target.num_frames, layout.target_levels), np.int32)
-        if prompt_frames:
-            codes_BTQ[:, :prompt_frames] = prompt_BTQ
-        prefix_BP = layout.flatten_prefix(condition)
-        ids_BS = np.concatenate([prefix_BP, layout.flatten_target(codes_BTQ)], axis=1)
+        for codes_TQ, prompt_TQ in zip(codes_BTQ, prompts, strict=True):
+            codes_TQ[: len(prompt_TQ)] = prompt_TQ[: len(codes_TQ)]
         codes_BTQ = decode(
             self.config,
             self._iterations,
-            any(sampling.guidance != 1 for sampling in samplings),
-            *kept.pop(),
+            any(sampling.guided for sampling in samplings),
+            any(sampling.filtered for sampling in samplings),
             self._params,
-            ids_BS,
-            jnp.int32(prompt_frames),
+            layout.flatten_prefix(condition),
+            codes_BTQ,
+            given_B,
             keys_B,
-            np.array([sampling.guidance for sampling in samplings], np.float32),
-            np.array([sampling.temperature for sampling in samplings], np.float32),
+            logits.by_row(samplings),
         )
-        codes_BTQ = np.asarray(codes_BTQ)[:, :num_frames]
+        made_BTQ = np.asarray(codes_BTQ)[:, :num_frames]
         if progress:
-            progress((num_frames - prompt_frames) * layout.target_levels)
-        return codes_BTQ
+            progress(num_frames)
+        return made_BTQ
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def decode(
     config: SoundStormConfig,
     iterations: tuple[int, ...],
     guided: bool,
-    top_k: int | None,
-    top_p: float | None,
+    filtered: bool,
     params: Mapping[str, Any],
-    ids_BS: jax.Array,
-    prompt_frames: jax.Array,
+    prefix_BP: jax.Array,
+    codes_BTQ: jax.Array,
+    given_B: jax.Array,
     keys_B: jax.Array,
-    guidance_B: jax.Array,
-    temperature_B: jax.Array,
+    rows: logits.Rows,
 ) -> jax.Array:
     """All passes, in one program.
 
     Args:
       config, params: the model.
       iterations: see `plan`.
-      guided: whether any row's guidance is not 1; the null condition takes as many rows again.
-      top_k, top_p: see `Sampling`.
-      ids_BS: sequences whose target is known in its first frames; the rest is not looked at.
-      prompt_frames: int32 scalar, how many.
+      guided: whether any row is; the null condition takes as many rows again.
+      filtered: whether any row is; see `logits.sample`.
+      prefix_BP: the condition, int32 identifiers.
+      codes_BTQ: int32, a window that is known in its first frames; the rest is not looked at.
+      given_B: int32, how many frames of each row are known.
       keys_B: one a row.
-      guidance_B, temperature_B: see `Sampling`.
+      rows: the settings.
 
     Returns:
-      The target's codes, int32 [B, T, Q].
+      The window's codes, int32 [B, T, Q].
     """
     layout = config.layout
-    num_rows, prefix = len(ids_BS), layout.prefix_length
-    num_frames, num_levels = layout.target.num_frames, layout.target_levels
-    prefix_GP = ids_BS[:, :prefix]
+    num_rows, num_frames, num_levels = codes_BTQ.shape
+    prefix_GP = prefix_BP
     if guided:
-        null_BP = layout.drop_condition(prefix_GP, np.ones(num_rows, bool))
-        prefix_GP = jnp.concatenate([prefix_GP, null_BP])
-    repeats = len(prefix_GP) // num_rows
-    generated_BT = jnp.tile(jnp.arange(num_frames) >= prompt_frames, (num_rows, 1))
+        null_BP = layout.drop_condition(prefix_BP, np.ones(num_rows, bool))
+        prefix_GP = jnp.concatenate([prefix_BP, null_BP])
+    copies = len(prefix_GP) // num_rows
+    generated_BT = jnp.arange(num_frames) >= given_B[:, None]
     passes = plan(iterations, num_levels)
 
     def score(codes_BTQ, masked_BT, level):
@@ -204,53 +197,46 @@ def decode(
         ids_BN = layout.flatten_target(codes_BTQ)
         logits_GTK = SoundStorm(config).apply(
             {"params": params},
-            jnp.concatenate([prefix_GP, jnp.tile(ids_BN, (repeats, 1))], axis=1),
-            jnp.tile(masked_BTQ, (repeats, 1, 1)),
-            jnp.tile(level_B, repeats),
+            jnp.concatenate([prefix_GP, jnp.tile(ids_BN, (copies, 1))], axis=1),
+            jnp.tile(masked_BTQ, (copies, 1, 1)),
+            jnp.tile(level_B, copies),
         )
         if not guided:
             return logits_GTK
-        guidance_B11 = guidance_B[:, None, None]
-        guided_BTK = logits.guide(logits_GTK, guidance_B11)
-        # To the last bit what the row would get among others without guidance.
-        return jnp.where(guidance_B11 == 1, logits_GTK[:num_rows], guided_BTK)
+        return jax.vmap(logits.guide, in_axes=(1, None), out_axes=1)(logits_GTK, rows.guidance_B)
 
-    def run(carry, this):
-        codes_BTQ, masked_BT = carry
-        index, level, remaining = this
+    def run(state, this_pass):
+        codes_BTQ, masked_BT = state
+        index, level, remaining = this_pass
         logits_BTK = score(codes_BTQ, masked_BT, level)
-        draw_keys_B, rank_keys_B = (_fold(keys_B, 2 * index + i) for i in range(2))
+        draw_keys_B, noise_keys_B = (_fold(keys_B, 2 * index + i) for i in range(2))
         # The last pass over a level is greedy.
-        drawn_BT = jax.vmap(logits.sample, (0, 0, 0, None, None))(
-            logits_BTK,
-            jax.vmap(lambda key: jax.random.split(key, num_frames))(draw_keys_B),
-            jnp.where(remaining > 0, temperature_B, 0.0),
-            top_k,
-            top_p,
-        )
-        noise_BT = jax.vmap(lambda key: jax.random.gumbel(key, (num_frames,)))(rank_keys_B)
-        noise_BT *= CONFIDENCE_NOISE * remaining * temperature_B[:, None]
+        settings = rows._replace(temperature_B=jnp.where(remaining > 0, rows.temperature_B, 0.0))
+        keys_BT = jax.vmap(lambda key: jax.random.split(key, num_frames))(draw_keys_B)
+        draw = functools.partial(logits.sample, rows=settings, filtered=filtered)
+        drawn_BT = jax.vmap(draw, in_axes=1, out_axes=1)(logits_BTK, keys_BT)
+
+        noise_BT = jax.vmap(lambda key: jax.random.gumbel(key, (num_frames,)))(noise_keys_B)
+        noise_BT *= CONFIDENCE_NOISE * remaining * rows.temperature_B[:, None]
         log_probs_BTK = jax.nn.log_softmax(logits_BTK)
-        confidence_BT = jnp.take_along_axis(log_probs_BTK, drawn_BT[..., None], axis=-1)[..., 0]
-        count = jnp.floor(jnp.sin(jnp.pi / 2 * remaining) * (num_frames - prompt_frames)).astype(
-            jnp.int32
-        )
-        still_BT = least_sure(confidence_BT + noise_BT, masked_BT, count)
+        sure_BT = jnp.take_along_axis(log_probs_BTK, drawn_BT[..., None], axis=-1)[..., 0]
+        left_B = jnp.sin(jnp.pi / 2 * remaining) * (num_frames - given_B)
+        still_BT = least_sure(sure_BT + noise_BT, masked_BT, left_B.astype(jnp.int32))
+
         is_new_BTQ = (masked_BT & ~still_BT)[..., None] & (jnp.arange(num_levels) == level)
         codes_BTQ = jnp.where(is_new_BTQ, drawn_BT[..., None], codes_BTQ)
-        # After its last pass, the next level is masked as a whole.
+        # After a level's last pass, the next one is masked as a whole.
         return (codes_BTQ, jnp.where(remaining > 0, still_BT, generated_BT)), None
 
-    start = (layout.unflatten_target(ids_BS[:, prefix:]), generated_BT)
-    each = (np.arange(len(passes.levels)), *passes)
-    return jax.lax.scan(run, start, each)[0][0]
+    numbered = (np.arange(len(passes.levels)), *passes)
+    return jax.lax.scan(run, (codes_BTQ, generated_BT), numbered)[0][0]
 
 
-def least_sure(confidence_BT: jax.Array, masked_BT: jax.Array, count: jax.Array) -> jax.Array:
-    """The `count` masked frames of each row of which the model is least sure, bool [B, T]."""
+def least_sure(confidence_BT: jax.Array, masked_BT: jax.Array, count_B: jax.Array) -> jax.Array:
+    """The `count_B` masked frames of each row of which the model is least sure, bool [B, T]."""
     ranked_BT = jnp.argsort(jnp.where(masked_BT, confidence_BT, jnp.inf), axis=-1, stable=True)
     place_BT = jnp.argsort(ranked_BT, axis=-1)
-    return masked_BT & (place_BT < count)
+    return masked_BT & (place_BT < count_B[:, None])
 
 
 def _fold(keys_B: jax.Array, number: jax.Array) -> jax.Array:
