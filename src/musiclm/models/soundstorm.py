@@ -27,7 +27,7 @@ class SoundStormConfig:
     Attributes:
       layout: of the sequences; the target's frames are the conformer's, the prefix is what they are
         conditioned on.
-      conformer: sizes of the blocks; its dropout and type hold for the rest as well.
+      conformer: sizes of the blocks; its dropout and type also hold before the first of them.
     """
 
     layout: token_lm.Layout
@@ -106,19 +106,21 @@ class LevelDense(nn.Module):
         return jnp.einsum("btm,bmn->btn", x_BTM.astype(self.dtype), kernel_BMN)
 
 
-def masked_codes(masked_BT: jax.Array, generated_BT: jax.Array, level_B: jax.Array, levels: int):
+def masked_codes(
+    masked_BT: jax.Array, generated_BT: jax.Array, level_B: jax.Array, num_levels: int
+) -> jax.Array:
     """Which codes are hidden while a level is made (SoundStorm, section 3.2).
 
     Args:
       masked_BT: bool, frames whose code of the level is not known.
       generated_BT: bool, frames after the prompt, of which all finer codes are unknown.
       level_B: int32, the level.
-      levels: Q.
+      num_levels: Q.
 
     Returns:
       bool [B, T, Q].
     """
-    levels_Q, level_B11 = np.arange(levels), level_B[:, None, None]
+    levels_Q, level_B11 = np.arange(num_levels), level_B[:, None, None]
     finer_BTQ = generated_BT[:, :, None] & (levels_Q > level_B11)
     return finer_BTQ | (masked_BT[:, :, None] & (levels_Q == level_B11))
 
