@@ -136,6 +136,7 @@ def test_learns_every_level(trained):
     assert metrics["learning_rate"] < 1e-3
 
 
+@pytest.mark.slow
 def test_a_wrong_condition_costs(trained):
     _, state, evaluate, _, after, _ = trained
     wrong = raw_codes(10**6)
@@ -145,6 +146,7 @@ def test_a_wrong_condition_costs(trained):
     assert metrics["loss_level_0"] > 2 * after["loss_level_0"] + 0.5
 
 
+@pytest.mark.slow
 def test_loss_is_the_mean_over_what_is_asked_for(trained):
     storm, state, *_ = trained
     ids_BS, key = batch(3)["tokens"], jax.random.key(5)
@@ -165,6 +167,7 @@ def test_loss_is_the_mean_over_what_is_asked_for(trained):
     assert float(found["accuracy"]) == pytest.approx(np.mean(hits), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_metrics_name_the_codecs_levels(trained):
     *_, after, metrics = trained
     for name in ("loss", "accuracy"):
@@ -173,6 +176,7 @@ def test_metrics_name_the_codecs_levels(trained):
         assert name in metrics
 
 
+@pytest.mark.slow
 def test_condition_dropout_hides_the_condition_in_training(trained):
     storm, state, _, _, after, _ = trained
     blind = dataclasses.replace(storm, condition_dropout=0.9)
@@ -180,6 +184,7 @@ def test_condition_dropout_hides_the_condition_in_training(trained):
     assert metrics["loss"] > 3 * after["loss"]
 
 
+@pytest.mark.slow
 def test_health_knows_guessing(trained):
     storm, _, _, before, after, _ = trained
     (check,) = storm.health()
@@ -187,6 +192,7 @@ def test_health_knows_guessing(trained):
     assert not check.breached(float(after["loss"]))
 
 
+@pytest.mark.slow
 def test_export_is_what_the_sampler_takes(trained):
     storm, state, *_ = trained
     config, variables = storm.export(state)
