@@ -11,7 +11,7 @@ from musiclm import exit_codes, sharding
 from musiclm.bin import compile, configuration, main
 
 RUNS = pathlib.Path(__file__).parents[2] / "gin" / "train"
-MODELS = ("soundstream", "w2v_bert", "mulan", "semantic", "coarse", "fine")
+MODELS = ("soundstream", "w2v_bert", "mulan", "semantic", "coarse", "fine", "soundstorm")
 MACROS = {
     "soundstream": (),
     "w2v_bert": (),
@@ -19,6 +19,7 @@ MACROS = {
     "semantic": ("TOKENIZERS",),
     "coarse": ("TOKENIZERS",),
     "fine": ("TOKENIZERS",),
+    "soundstorm": ("TOKENIZERS",),
 }
 
 

@@ -9,7 +9,7 @@ from musiclm.bin import describe, main
 
 GIN = pathlib.Path(__file__).parents[2] / "gin" / "models"
 STAGES = ("semantic", "coarse", "fine")
-MODELS = ("soundstream", "w2v_bert", "mulan", *STAGES)
+MODELS = ("soundstream", "w2v_bert", "mulan", *STAGES, "soundstorm")
 
 SMALL_CODEC = """
 from __gin__ import dynamic_registration
@@ -40,6 +40,7 @@ def test_every_base_file_names_its_model(base):
         ("semantic", 430e6, 0.03),
         ("coarse", 430e6, 0.03),
         ("fine", 430e6, 0.03),
+        ("soundstorm", 350e6, 0.05),
     ],
 )
 def test_parameters_are_the_papers(base, model, parameters, tolerance):
@@ -55,6 +56,7 @@ def test_rates_and_lengths_are_the_papers(base):
     assert base["mulan"]["window_seconds"] == 10
     assert [base[stage]["sequence_length"] for stage in STAGES] == [762, 2262, 1800]
     assert [base[stage]["target_length"] for stage in STAGES] == [750, 2000, 1200]
+    assert base["soundstorm"]["num_frames"] == 500
 
 
 def test_the_papers_sizes_by_one_pattern(base, capsys, monkeypatch, tmp_path):

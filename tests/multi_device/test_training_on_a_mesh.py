@@ -17,20 +17,26 @@ from musiclm.audio import MelConfig
 from musiclm.models.bert import BertConfig
 from musiclm.models.mulan import MuLanConfig
 from musiclm.models.resnet import ResNetConfig
+from musiclm.models.soundstorm import SoundStormConfig
 from musiclm.models.soundstream import SoundStreamConfig
 from musiclm.models.token_lm import TokenLMConfig
 from musiclm.models.w2v_bert import W2vBertConfig
+from musiclm.nn.conformer import ConformerConfig
 from musiclm.nn.encoder import EncoderConfig
 from musiclm.nn.transformer import TransformerConfig
 from musiclm.token_spec import TokenSpec
 from musiclm.tokens.layout import StageLayout
 from musiclm.training import optim, program
 from musiclm.training.mulan import MuLanTask
+from musiclm.training.soundstorm import SoundStormTask
 from musiclm.training.soundstream import SoundStreamTask
 from musiclm.training.token_lm import TokenLMTask
 from musiclm.training.w2v_bert import W2vBertTask
 
 optimizer = optim.OptimizerConfig(learning_rate=1e-3, warmup_steps=0, total_steps=10)
+tokens = TokenSpec(sample_rate=1600, num_acoustic_codebooks=3, acoustic_codebook_size=8,
+    num_coarse_codebooks=2, semantic_vocab_size=8, num_mulan_codebooks=2, mulan_codebook_size=8,
+    coarse_window_seconds=0.2)
 TASKS = {
     "mulan": MuLanTask(optimizer=optimizer, config=MuLanConfig(
         resnet=ResNetConfig(stage_sizes=(1,), widths=(8,), stage_strides=((1, 1),),
@@ -47,17 +53,19 @@ TASKS = {
             conv_channels=(4, 4), model_dim=16, num_heads=2, ffn_dim=16, contrastive_blocks=1,
             mlm_blocks=2, codebook_size=8, codebook_dim=8, feature_layer=1)),
     "token_lm": TokenLMTask(optimizer=optimizer, condition_dropout=0.2, config=TokenLMConfig(
-        layout=StageLayout.coarse(TokenSpec(sample_rate=1600, num_acoustic_codebooks=3,
-            acoustic_codebook_size=8, num_coarse_codebooks=2, semantic_vocab_size=8,
-            num_mulan_codebooks=2, mulan_codebook_size=8, coarse_window_seconds=0.2)),
+        layout=StageLayout.coarse(tokens),
         transformer=TransformerConfig(num_layers=2, model_dim=16, num_heads=2, head_dim=8,
             mlp_dim=16, query_block=8))),
+    "soundstorm": SoundStormTask(optimizer=optimizer, condition_dropout=0.2,
+        config=SoundStormConfig(layout=StageLayout.parallel(tokens),
+            conformer=ConformerConfig(num_blocks=2, model_dim=16, num_heads=2, ffn_dim=16,
+                dropout=0.1))),
 }
 
 def batch(task, step):
     rng = np.random.default_rng(step)
-    if isinstance(task, TokenLMTask):
-        codes = {"mulan": (16, 2), "semantic": (16, 5), "acoustic": (16, 10, 2)}
+    if "tokens" in task.batch_spec(16):
+        codes = {"mulan": (16, 2), "semantic": (16, 5), "acoustic": (16, 10, 3)}
         codes = {name: rng.integers(0, 8, shape) for name, shape in codes.items()}
         return {"tokens": task.config.layout.flatten(codes).astype(np.int32)}
     draw = {"f": lambda shape: 0.1 * rng.normal(size=shape).astype(np.float32),

@@ -45,7 +45,12 @@ specs = st.builds(
 
 @pytest.mark.parametrize(
     ("stage", "length", "prefix"),
-    [("semantic", 762, 12), ("coarse", 2262, 262), ("fine", 1800, 600)],
+    [
+        ("semantic", 762, 12),
+        ("coarse", 2262, 262),
+        ("fine", 1800, 600),
+        ("parallel", 6262, 262),
+    ],
 )
 def test_lengths_are_the_papers(stage, length, prefix):
     layout = StageLayout.of(stage, TokenSpec())
@@ -54,7 +59,7 @@ def test_lengths_are_the_papers(stage, length, prefix):
 
 
 @settings(max_examples=60, deadline=None)
-@given(spec=specs, stage=st.sampled_from(layouts.STAGES), seed=st.integers(0, 2**16))
+@given(spec=specs, stage=st.sampled_from(layouts.LAYOUTS), seed=st.integers(0, 2**16))
 def test_round_trip_is_exact(spec, stage, seed):
     layout = StageLayout.of(stage, spec)
     codes = random_codes(layout, 2, seed)
@@ -72,7 +77,7 @@ def test_round_trip_is_exact(spec, stage, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(spec=specs, stage=st.sampled_from(layouts.STAGES))
+@given(spec=specs, stage=st.sampled_from(layouts.LAYOUTS))
 def test_every_code_has_an_identifier_of_its_own(spec, stage):
     layout = StageLayout.of(stage, spec)
     seen = []
@@ -152,7 +157,7 @@ def test_imports_neither_jax_nor_flax():
 
 
 @settings(max_examples=30, deadline=None)
-@given(spec=specs, stage=st.sampled_from(layouts.STAGES))
+@given(spec=specs, stage=st.sampled_from(layouts.LAYOUTS))
 def test_aligned_is_what_the_prefix_has_at_the_moment_of_the_next_token(spec, stage):
     layout = StageLayout.of(stage, spec)
     aligned, times, first = layout.aligned, layout.times, layout.prefix_length
@@ -167,5 +172,6 @@ def test_aligned_is_what_the_prefix_has_at_the_moment_of_the_next_token(spec, st
         "semantic": spec.num_mulan_codebooks,
         "coarse": 1,
         "fine": spec.num_coarse_codebooks,
+        "parallel": 1,
     }[stage]
     assert aligned.shape[1] == count

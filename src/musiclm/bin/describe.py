@@ -210,12 +210,37 @@ def _stage() -> Iterator[dict[str, Any]]:
     }
 
 
+def _soundstorm() -> Iterator[dict[str, Any]]:
+    from musiclm.models import soundstorm
+
+    config = _bound(soundstorm.SoundStormConfig)
+    if config is None:
+        return
+    layout = config.layout
+    shapes = _shapes(
+        soundstorm.SoundStorm(config),
+        _array(1, layout.sequence_length, dtype="int32"),
+        _array(1, layout.target.num_frames, layout.target_levels, dtype="bool"),
+        _array(1, dtype="int32"),
+    )
+    yield {
+        "model": "soundstorm",
+        **_sizes(shapes["params"]),
+        "vocab_size": layout.vocab_size,
+        "prefix_length": layout.prefix_length,
+        "num_frames": layout.target.num_frames,
+        "target_levels": layout.target_levels,
+        "target_codebook_size": layout.target_codebook_size,
+    }
+
+
 # In the order of the chain.
 _MODELS: tuple[Callable[[], Iterator[dict[str, Any]]], ...] = (
     _soundstream,
     _w2v_bert,
     _mulan,
     _stage,
+    _soundstorm,
 )
 
 

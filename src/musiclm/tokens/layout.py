@@ -23,6 +23,7 @@ PADDING = 0
 NULL = 1
 NUM_SPECIAL = 2
 STAGES = ("semantic", "coarse", "fine")
+LAYOUTS = (*STAGES, "parallel")
 
 Array = Any  # np.ndarray or jax.Array
 
@@ -59,7 +60,7 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageLayout:
-    """The sequence of one stage; make it with `semantic`, `coarse`, `fine` or `of`.
+    """The sequence of one stage; make it with `semantic`, `coarse`, `fine`, `parallel` or `of`.
 
     Attributes:
       stage: its name.
@@ -84,17 +85,7 @@ class StageLayout:
     @classmethod
     def coarse(cls, token_spec: TokenSpec) -> "StageLayout":
         """MuLan and semantic codes, then the first acoustic levels (MusicLM, section 3.2)."""
-        seconds = token_spec.coarse_window_seconds
-        frames = token_spec.semantic_frames(seconds)
-        ratio = token_spec.acoustic_frame_rate // token_spec.semantic_frame_rate
-        acoustic = _acoustic(
-            token_spec, frames * ratio, 0, token_spec.num_coarse_codebooks, frames_per_time=ratio
-        )
-        return cls(
-            stage="coarse",
-            prefix=(_mulan(token_spec), _semantic(token_spec, frames)),
-            target=acoustic,
-        )
+        return cls._after_semantic("coarse", token_spec, token_spec.num_coarse_codebooks)
 
     @classmethod
     def fine(cls, token_spec: TokenSpec) -> "StageLayout":
@@ -108,15 +99,33 @@ class StageLayout:
         )
 
     @classmethod
+    def parallel(cls, token_spec: TokenSpec) -> "StageLayout":
+        """MuLan and semantic codes, then all acoustic levels: SoundStorm's, coarse and fine in one.
+
+        A window is as long as the coarse stage's.
+        """
+        return cls._after_semantic("parallel", token_spec, token_spec.num_acoustic_codebooks)
+
+    @classmethod
     def of(cls, stage: str, token_spec: TokenSpec) -> "StageLayout":
         """The layout of a stage by name.
 
         Raises:
           ValueError: no stage has that name.
         """
-        if stage not in STAGES:
-            raise ValueError(f"stage is {stage!r}: choose one of {STAGES}")
+        if stage not in LAYOUTS:
+            raise ValueError(f"stage is {stage!r}: choose one of {LAYOUTS}")
         return getattr(cls, stage)(token_spec)
+
+    @classmethod
+    def _after_semantic(cls, stage: str, token_spec: TokenSpec, num_levels: int) -> "StageLayout":
+        frames = token_spec.semantic_frames(token_spec.coarse_window_seconds)
+        ratio = token_spec.acoustic_frame_rate // token_spec.semantic_frame_rate
+        return cls(
+            stage=stage,
+            prefix=(_mulan(token_spec), _semantic(token_spec, frames)),
+            target=_acoustic(token_spec, frames * ratio, 0, num_levels, frames_per_time=ratio),
+        )
 
     @property
     def prefix_length(self) -> int:

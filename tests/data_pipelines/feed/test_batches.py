@@ -18,7 +18,7 @@ from data_pipelines import manifest, shards
 from data_pipelines.feed import batches, examples, rows, tasks
 from data_pipelines.feed.source import Place
 from musiclm import bundle, exit_codes
-from musiclm.tokens.layout import STAGES, StageLayout
+from musiclm.tokens.layout import LAYOUTS, StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def test_a_mixture_has_its_weights_and_walks_through_both(mixed_batches, mixed):
     assert np.bincount(first).min() == 4
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", LAYOUTS)
 def test_the_sequence_is_the_layouts(tokens, stage):
     layout = StageLayout.of(stage, SPEC)
     (batch,) = sequences([corpus(tokens)], 1, stage=stage, conditioning="audio", start_step=5)
