@@ -142,8 +142,7 @@ def test_a_stream_is_music_in_pieces(model):
     assert samples_T.dtype == np.float32
     assert np.abs(samples_T).max() <= 1
     same_T = np.concatenate(list(model.stream("slow piano", seconds=4.0, seed=3)))
-    assert (same_T[:800] == samples_T[:800]).all()
-    assert not np.array_equal(same_T, samples_T)
+    np.testing.assert_array_equal(same_T[: len(pieces[0])], pieces[0])
 
 
 def test_a_story_changes_what_comes_after_it_starts(model):

@@ -88,6 +88,10 @@ def clip(prompt="a", seconds=1.0, seed=5, **kwargs):
     return Clip(prompt=prompt, seconds=seconds, seed=seed, **kwargs)
 
 
+def whole_of(music, clip):
+    return next(music.generate([music.plan(clip)]))
+
+
 def stream_of(music, clip):
     return Stream(music, music.plan(clip))
 
@@ -315,7 +319,7 @@ def test_sampler_needs_nothing_of_training():
 @pytest.mark.parametrize("story", [(), ((0.5, "bb"), (1.2, "ccc"))])
 def test_a_stream_is_the_clip_in_pieces(seconds, story):
     story = tuple(part for part in story if part[0] < seconds)
-    (whole_T,) = chain(fixed_rows=True).generate([clip(seconds=seconds, story=story)])
+    whole_T = whole_of(chain(fixed_rows=True), clip(seconds=seconds, story=story))
     pieces = list(stream_of(chain(fixed_rows=True), clip(seconds=seconds, story=story)))
     np.testing.assert_array_equal(np.concatenate(pieces), whole_T)
     assert len(whole_T) == round(seconds * SPEC.sample_rate)
@@ -352,7 +356,7 @@ def test_a_stream_goes_on_from_what_is_given():
         acoustic_TQ=rng.integers(1000, size=(30, 5)).astype(np.int32),
     )
     wanted = clip(seconds=1.5, continuation=given)
-    (whole_T,) = chain(fixed_rows=True).generate([wanted])
+    whole_T = whole_of(chain(fixed_rows=True), wanted)
     heard_T = np.concatenate(list(stream_of(chain(fixed_rows=True), wanted)))
     np.testing.assert_array_equal(heard_T, whole_T)
     np.testing.assert_array_equal(
