@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures bench-gm bench-data bench-train
+.PHONY: help setup generate setup-test test test-fast lint setup-train train-mini figures bench-gm bench-data bench-train bench-sample
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -164,8 +164,13 @@ bench-data: setup-test  ## Measures how data is decoded, tokenized and fed, and 
 PEERS = $(RUN)/peers
 $(PEERS)/.installed:
 	.venv/bin/python -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 audiolm-pytorch==2.4.0
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 audiolm-pytorch==2.4.0 \
+		encodec==0.1.1 transformers
 	touch $@
 
 bench-train: setup-test $(PEERS)/.installed  ## Measures training steps beside PyTorch's, and what the loop adds
 	$(KEEP_MEMORY) .venv/bin/python benchmarks/train.py --peer-python $(PEERS)/bin/python
+
+bench-sample: setup-test $(PEERS)/.installed  ## Measures sampling beside PyTorch's, and gm-mini
+	$(KEEP_MEMORY) .venv/bin/python benchmarks/sample.py --peer-python $(PEERS)/bin/python
+	$(KEEP_MEMORY) .venv/bin/python benchmarks/codec.py --peer-python $(PEERS)/bin/python

@@ -336,17 +336,17 @@ class MusicLM:
         Whole, so that files of all lengths share a few compiled shapes.
 
         Raises:
-          UserError: it is no sound, too short, or as long as clips may be.
+          UserError: it is no sound, too short, silent, or as long as clips may be.
         """
         from musiclm import audio
         from musiclm.sampler.generate import Continuation
 
-        sound_T = audio.read_audio(path, self._acoustic.sample_rate)
+        sound_T = audio.read_music(path, self._acoustic.sample_rate, MIN_CONTINUED_SECONDS)
         seconds = len(sound_T) // self._acoustic.sample_rate
-        if not MIN_CONTINUED_SECONDS <= seconds < MAX_SECONDS:
+        if seconds >= MAX_SECONDS:
             raise UserError(
-                f"{path} lasts {len(sound_T) / self._acoustic.sample_rate:.1f} s: to be continued, "
-                f"it must last at least {MIN_CONTINUED_SECONDS} s and less than {MAX_SECONDS:g} s"
+                f"{path} lasts {seconds} s: to be continued, it must last less than "
+                f"{MAX_SECONDS:g} s"
             )
 
         def last(tokenizer) -> np.ndarray:

@@ -141,10 +141,9 @@ def _round(
     meter.start_round(sum(line.seconds for _, line, *_ in planned))
     clips = model.render(plans, meter)
     for (number, line, digest, _), clip in zip(planned, clips, strict=True):
-        told = {"prompt": line.prompt, "seconds": clip.seconds, "seed": line.seed}
-        more = ("sampling", "story", "continuation")
-        told |= {name: getattr(line, name) for name in more if getattr(line, name)}
-        told |= {"sample_rate": clip.sample_rate, "model": model.name}
+        more = ("sampling", "continuation")
+        told = {name: getattr(line, name) for name in more if getattr(line, name)}
+        told = {**clip.provenance, **told, "sample_rate": clip.sample_rate}
         output.add(number, digest, clip, told)
         meter.clips += 1
     meter.end_round()
