@@ -17,11 +17,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from musiclm.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from musiclm.audio import Waveform
     from musiclm.bundle import Bundle
     from musiclm.sampler import stream as sampler
@@ -244,6 +244,8 @@ class MusicLM:
 
     def _best(self, clips: Sequence[Waveform]) -> Waveform:
         """Of clips of one text, the nearest to it by MuLan's cosine."""
+        import numpy as np
+
         from musiclm import audio
 
         text_D = self._mulan.embed_text([clips[0].provenance["prompt"]])[0]
@@ -424,6 +426,8 @@ class Stream:
         return self
 
     def __next__(self) -> np.ndarray:
+        import numpy as np
+
         samples_T = next(self._samples)
         # Turned down from where it gets too loud, and not up again.
         peak = max(self._peak, float(abs(samples_T).max()))

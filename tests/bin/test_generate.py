@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm import api
+from musiclm import api, bundle
 from musiclm.bin import main
 
 QUICK = ["--seconds", "0.5"]
@@ -42,7 +42,7 @@ def clips(tiny_bundle, tmp_path_factory):
     return out
 
 
-def test_manifest_tells_each_clip(clips):
+def test_manifest_tells_each_clip(clips, tiny_bundle):
     lines = [json.loads(line) for line in (clips / "manifest.jsonl").read_text().splitlines()]
     assert lines == [
         {
@@ -53,6 +53,7 @@ def test_manifest_tells_each_clip(clips):
             "seconds": 0.5,
             "sample_rate": 1600,
             "model": "tiny",
+            "model_digest": bundle.load(tiny_bundle).digest,
         }
         for i, prompt in enumerate(("slow 'sad' piano $1", "fast flute, ß 音楽"))
     ]

@@ -118,7 +118,7 @@ def test_a_kill_loses_nothing_and_changes_nothing(made, tiny_bundle, folder, tmp
                 with (tmp_path / "manifest.jsonl").open("a") as file:
                     file.write('{"file": "000002.w')  # half of a line
                 raise KeyboardInterrupt
-            audio.write_wav(path, self.samples, self.sample_rate)
+            audio.write_wav(path, self.samples, self.sample_rate, self.provenance)
 
         patch.setattr(audio.Waveform, "save", save)
         assert main.main(argv) == 130

@@ -210,13 +210,11 @@ def test_a_level_has_a_head_of_its_own(variables):
 
 def test_masks_of_levels_differ(variables):
     """What is masked tells its level: two frames that lack one code each are not alike."""
-    masked_BTQ = np.zeros((ROWS, FRAMES, LEVELS), bool)
     level_B = np.zeros(ROWS, np.int32)
     ids_BS = sequences()
     scores = []
     for q in (2, 3):
-        masked_BTQ[:] = False
-        masked_BTQ[:, :, q] = True
+        masked_BTQ = np.broadcast_to(np.arange(LEVELS) == q, (ROWS, FRAMES, LEVELS))
         scores.append(apply()(variables, ids_BS, masked_BTQ, level_B))
     assert np.abs(scores[0] - scores[1]).max() > 0.01
 
