@@ -48,6 +48,7 @@ def test_figures_are_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     arguments = [
         *("--bundle", tiny_bundle, "--train", corpus, "--held_out", corpus),
         *("--out", tmp_path / "out", "--clips", 3, "--pairs", 6, "--fit_clips", 6),
+        *("--best_of", 2),
         *("--readme", readme),
     ]
     arguments = [str(argument) for argument in arguments]
@@ -57,7 +58,8 @@ def test_figures_are_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     record = json.loads(first[0])
     assert set(record) == {"bundle", "sizes", "codec", "mulan", "adherence", "cosine"}
     assert list(record["codec"]) == ["1", "2", "3"]
-    assert record["adherence"]["tempo"]["generated"]["n"] == 3
+    for source in ("generated", "best of 2"):
+        assert record["adherence"]["tempo"][source]["n"] == 3
     assert record["adherence"]["instrument"]["chance"] == 0.5
     assert record["mulan"]["long captions"]["text_to_audio/recall_at_10"]["value"] == 1
     assert first[1].strip() in first[2]
@@ -66,7 +68,7 @@ def test_figures_are_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
 
     # The second run finds the clips: it needs no chain, and writes the same.
     clips = sorted((tmp_path / "out" / "clips").iterdir())
-    assert len(clips) == 3
+    assert len(clips) == 6
     monkeypatch.setattr("musiclm.api.MusicLM.generate", None)
     figures.main(arguments)
     assert [path.read_text() for path in written] == first
@@ -80,8 +82,8 @@ def test_another_seed_prompt_or_bundle_is_another_file(tmp_path, monkeypatch):
         def __init__(self, bundle):
             pass
 
-        def generate(self, prompts, *, seconds, seed):
-            made.append((prompts, seed))
+        def generate(self, prompts, *, seconds, seed, best_of):
+            made.append((prompts, seed, best_of))
             return [audio.Waveform(np.zeros(round(seconds * RATE)), RATE) for _ in prompts]
 
     class Bundle:
@@ -91,10 +93,12 @@ def test_another_seed_prompt_or_bundle_is_another_file(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "BATCH", 2)
     files = figures.generate(Bundle, ["a", "a", "b"], tmp_path)
     assert len(set(files)) == 3
-    assert made == [(["a", "a"], 0), (["b"], 2)]
+    assert made == [(["a", "a"], 0, 1), (["b"], 2, 1)]
     files[2].unlink()
     assert figures.generate(Bundle, ["a", "a", "b"], tmp_path) == files
-    assert made[2:] == [(["b"], 2)]
+    assert made[2:] == [(["b"], 2, 1)]
+    assert not set(figures.generate(Bundle, ["a", "a", "b"], tmp_path, 4)) & set(files)
+    assert made[3:] == [(["a", "a"], 0, 4), (["b"], 8, 4)]
     Bundle.digest = "two"
     assert not set(figures.generate(Bundle, ["a", "a", "b"], tmp_path)) & set(files)
 

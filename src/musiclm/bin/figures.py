@@ -61,18 +61,26 @@ def long_caption(entry: Entry) -> str:
     return next((c["text"] for c in entry["captions"] if c["kind"] == "long"), entry["caption"])
 
 
-def generate(bundle, prompts: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Makes the clip of each prompt, seed i for the i-th, unless its file is there already."""
+def generate(
+    bundle, prompts: Sequence[str], folder: pathlib.Path, best_of: int = 1
+) -> list[pathlib.Path]:
+    """Makes the clip of each prompt unless its file is there already.
+
+    The i-th has seed i, or is the best of several.
+    """
     from musiclm.api import MusicLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{bundle.digest} {SECONDS} {seed} {text}" for seed, text in enumerate(prompts)]
+    what = f"best of {best_of}" if best_of > 1 else "generated"
+    names = [f"{bundle.digest} {SECONDS} {what} {seed} {text}" for seed, text in enumerate(prompts)]
     files = [folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.wav" for name in names]
     model = MusicLM(bundle)
-    for first in tqdm(range(0, len(prompts), BATCH), desc="generated clips", unit="batch"):
+    for first in tqdm(range(0, len(prompts), BATCH), desc=what, unit="batch"):
         batch = slice(first, first + BATCH)
         if not all(file.is_file() for file in files[batch]):
-            clips = model.generate(list(prompts[batch]), seconds=SECONDS, seed=first)
+            clips = model.generate(
+                list(prompts[batch]), seconds=SECONDS, seed=first * best_of, best_of=best_of
+            )
             for clip, file in zip(clips, files[batch], strict=True):
                 clip.save(file)
     return files
@@ -88,10 +96,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--held_out", required=True, type=pathlib.Path, help="corpus to measure on")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="where to write")
     parser.add_argument("--clips", type=int, default=96, help="clips to generate (%(default)s)")
+    parser.add_argument(
+        "--best_of", type=int, default=4, help="clips that one is chosen of (%(default)s)"
+    )
     parser.add_argument("--pairs", type=int, default=500, help="for retrieval (%(default)s)")
     parser.add_argument("--fit_clips", type=int, default=1000, help="to fit on (%(default)s)")
     parser.add_argument("--readme", type=pathlib.Path, help="file with the figures' markers")
     options = parser.parse_args(argv)
+    if options.best_of < 2:
+        parser.error(f"--best_of is {options.best_of}: give 2 or more")
     if not 2 <= options.clips <= options.pairs:
         parser.error(f"--clips is {options.clips}: give 2 up to --pairs ({options.pairs})")
     compilation_cache.enable()
@@ -111,7 +124,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = real_NT[: options.clips]
     prompts = [long_caption(entry) for entry in held_out]
 
-    files = generate(bundle, prompts[: options.clips], options.out / "clips")
+    chosen_of = {"generated": 1, f"best of {options.best_of}": options.best_of}
+    files = {
+        source: generate(bundle, prompts[: options.clips], options.out / "clips", count)
+        for source, count in chosen_of.items()
+    }
     train = read_manifest(options.train, options.fit_clips)
     waveforms = read_clips([entry["path"] for entry in train], rate, "classifiers")
     judge = adherence.fit_on_clips(
@@ -119,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rate,
         codec=lambda waveform_BT: codec_quality.reconstruct(codec, waveform_BT),
     )
-    generated_NT = np.stack(list(read_clips(files, rate, "generated clips")))
+    made = {
+        source: np.stack(list(read_clips(paths, rate, source))) for source, paths in files.items()
+    }
     result = {
         "bundle": {"name": bundle.name, "digest": bundle.digest},
         "sizes": figures.sizes(bundles.find(options.bundle), bundle),
@@ -131,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             judge,
             mulan,
             {
-                "generated": generated_NT,
+                **made,
                 "real": measured,
                 "real through the codec": codec_quality.reconstruct(codec, measured),
             },

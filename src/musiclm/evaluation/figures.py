@@ -134,7 +134,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
             f"`{figures['bundle']['digest'][:12]}`.",
             f"**Clips made from text** ({clips} long captions, 10 s each): the share that sounds "
             "as asked to classifiers fitted on real renders only. Beside it what the same "
-            "classifiers make of the real clips, as they are and through the codec.",
+            "classifiers make of the real clips, as they are and through the codec. The best of "
+            "several is chosen by MuLan's cosine, which knows nothing of the classifiers.",
             report.table(
                 ["", *sources, "commonest class", "chance"],
                 [[question, *row.values()] for question, row in figures["adherence"].items()],
