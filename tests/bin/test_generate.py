@@ -219,3 +219,41 @@ def test_signals_leave_nothing(tmp_path, signum, code):
     assert process.returncode == code
     assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_story_and_a_sound_that_goes_on(tiny_bundle, tmp_path):
+    story = tmp_path / "story.yaml"
+    story.write_text("2: fast flute\n0: slow piano\n")
+    options = ["--model", str(tiny_bundle), "--seconds", "3.5"]
+    argv = ["generate", "--story", str(story), *options, "--out", str(tmp_path / "one")]
+    assert main.main(argv) == 0
+    (line,) = (tmp_path / "one" / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(line)["prompt"] == "slow piano"
+    assert json.loads(line)["story"] == [[2, "fast flute"]]
+    first = str(tmp_path / "one" / "000.wav")
+    argv = ["generate", "flute", "piano", "--continuation", first, *options[:2], "--seconds", "5"]
+    assert main.main([*argv, "--out", str(tmp_path / "two")]) == 0
+    one, two = (soundfile.read(tmp_path / "two" / f"00{i}.wav")[0] for i in (0, 1))
+    assert len(one) == len(two) == 8000
+    # What is given is the same in both, but for how far each was turned down as a whole.
+    assert np.corrcoef(one[:4700], two[:4700])[0, 1] > 0.999
+    assert np.corrcoef(one[4800:], two[4800:])[0, 1] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("5: fast flute\n", "does not start at 0"),
+        ("- calm strings\n", "does not start at 0"),
+        ("0: [", "no YAML"),
+        ("0: calm\n99: fast\n", "below 10"),
+        ("0: calm\nlater: fast\n", "give a number of seconds"),
+    ],
+)
+def test_wrong_stories(tmp_path, capsys, text, told):
+    story = tmp_path / "story.yaml"
+    story.write_text(text)
+    assert main.main(["generate", "--story", str(story), "--out", str(tmp_path / "out")]) == 2
+    expect_one_line(capsys, told)
+    assert main.main(["generate", "calm", "--story", str(story)]) == 2
+    expect_one_line(capsys, "into the story, at 0")

@@ -17,8 +17,11 @@ EPILOG = """\
 examples:
   musiclm generate "a slow sad piano melody in A minor"
   musiclm generate "fast bright flute, no drums" "calm strings" --seconds 20 --seed 7 --out songs
+  musiclm generate --story story.yaml --seconds 45
+  musiclm generate "fast flute" --continuation song.flac --seconds 20
   musiclm generate "church organ" --model runs/mini/bundle --temperature-coarse 0.8 --png
 
+A story tells when each text takes over, in YAML: `0: calm strings`, `15: fast flute`, a line each.
 The i-th clip (from 0) takes seed + i. The same seed on the same machine gives the same bytes.
 Files of an earlier run with the same names are replaced.
 """
@@ -26,7 +29,17 @@ Files of an earlier run with the same names are replaced.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `musiclm generate`."""
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="text, one clip each")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, one clip each")
+    parser.add_argument(
+        "--story",
+        metavar="YAML",
+        help="in place of prompts: a file of seconds and texts, from 0 on",
+    )
+    parser.add_argument(
+        "--continuation",
+        metavar="FILE",
+        help=f"go on from this sound (wav, flac, mp3 …; {api.MIN_CONTINUED_SECONDS} s or more)",
+    )
     parser.add_argument(
         "--seconds",
         type=float,
@@ -128,6 +141,30 @@ def _sampling(args: argparse.Namespace) -> dict[str, dict[str, float | int]]:
     return given
 
 
+def _read_story(path: str) -> dict[float, str]:
+    """The texts of a story by the second at which they start.
+
+    Raises:
+      UserError: the file can't be read, or is no story.
+    """
+    import yaml
+
+    try:
+        story = yaml.safe_load(pathlib.Path(path).read_bytes())
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot read the story {path!r} ({error.strerror}): check the path"
+        ) from error
+    except yaml.YAMLError as error:
+        raise errors.UserError(f"the story {path!r} is no YAML ({error})") from error
+    if not isinstance(story, dict) or 0 not in story:
+        raise errors.UserError(
+            f"the story {path!r} does not start at 0: write lines like `0: calm strings` and "
+            "`15: fast flute`"
+        )
+    return story
+
+
 class _Bars:
     """One progress bar a stage, on stderr."""
 
@@ -159,7 +196,13 @@ class _Bars:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; see the top of the file."""
     started = time.perf_counter()
-    request = api.Request(tuple(args.prompts), args.seconds, args.seed, best_of=args.best_of)
+    prompts, story = tuple(args.prompts), {}
+    if args.story is not None:
+        if prompts:
+            raise errors.UserError("prompts beside --story: write the text into the story, at 0")
+        story = _read_story(args.story)
+        prompts = (story.pop(0),)
+    request = api.Request(prompts, args.seconds, args.seed, tuple(story.items()), args.best_of)
     sampling = _sampling(args)
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
@@ -171,6 +214,8 @@ def run(args: argparse.Namespace) -> int:
                 seconds=request.seconds,
                 seed=request.seed,
                 sampling=sampling,
+                story=request.story,
+                continuation=args.continuation,
                 best_of=request.best_of,
                 progress=progress,
             )
