@@ -21,7 +21,7 @@ def run(capsys, *argv: str) -> tuple[int, str]:
     [
         ([], "COMMAND"),
         (["sing"], "invalid choice: 'sing'"),
-        (["generate"], "PROMPT"),
+        (["generate"], "no prompt: give at least one text"),
         (["generate", ""], "empty"),
         (["generate", "  \n"], "empty"),
         (["generate", "flute", ""], "empty"),
