@@ -222,7 +222,10 @@ class Chain:
         fine = [self.fine_parts(*pair) for pair in zip(plans, coarse, strict=True)]
         self.run("fine", list(itertools.chain.from_iterable(fine)), progress)
         return [
-            np.concatenate([part.codes_TQ, self._join_fine(plan, parts)], axis=1)
+            np.concatenate(
+                [part.codes_TQ, self.join_fine(zip(self.fine_windows(plan), parts, strict=True))],
+                axis=1,
+            )
             for plan, part, parts in zip(plans, coarse, fine, strict=True)
         ]
 
@@ -309,10 +312,15 @@ class Chain:
             for window in self.fine_windows(plan)
         ]
 
-    def _join_fine(self, plan: Plan, parts: Sequence[batches.Part]) -> np.ndarray:
-        """Takes the windows of a clip; where the last overlaps the one before, that one stays."""
-        fine_TQ = np.zeros((0, self.token_spec.num_fine_codebooks), np.int32)
-        for window, part in zip(self.fine_windows(plan), parts, strict=True):
+    def join_fine(
+        self,
+        pairs: Iterable[tuple[windows.Window, batches.Part]],
+        fine_TQ: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Adds windows to the fine codes so far; where one overlaps what is there, that stays."""
+        if fine_TQ is None:
+            fine_TQ = np.zeros((0, self.token_spec.num_fine_codebooks), np.int32)
+        for window, part in pairs:
             fine_TQ = np.concatenate([fine_TQ, part.codes_TQ[len(fine_TQ) - window.start :]])
         return fine_TQ
 

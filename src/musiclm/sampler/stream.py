@@ -66,7 +66,7 @@ class Stream:
         chain, plan = self._chain, self._plan
         coarse = chain.coarse_part(plan, self._semantic)
         waiting = list(zip(chain.fine_windows(plan), chain.fine_parts(plan, coarse), strict=True))
-        fine_TQ = np.zeros((0, chain.token_spec.num_fine_codebooks), np.int32)
+        fine_TQ = chain.join_fine([])
         while waiting:
             if coarse.windows:
                 seen = chain.semantic_frames(coarse.windows[0])
@@ -77,9 +77,7 @@ class Stream:
             ready = [pair for pair in waiting if pair[0].stop <= there]
             waiting = waiting[len(ready) :]
             chain.run("fine", [part for _, part in ready])
-            heard = len(fine_TQ)
-            for window, part in ready:
-                fine_TQ = np.concatenate([fine_TQ, part.codes_TQ[len(fine_TQ) - window.start :]])
+            heard, fine_TQ = len(fine_TQ), chain.join_fine(ready, fine_TQ)
             now = slice(heard, len(fine_TQ))
             yield np.concatenate([coarse.codes_TQ[now], fine_TQ[now]], axis=1)[None]
 
