@@ -89,3 +89,18 @@ def test_slopes_start_a_bias_that_falls_with_distance():
     centred = attention.RelativeBias(2, 32, 128, slopes=(0.5, 0.0), centre=3)
     bias_HS = np.asarray(centred.apply(centred.init(jax.random.key(0), 300), 300))
     np.testing.assert_allclose(bias_HS[0, :12], -0.5 * np.abs(distances - 3), atol=0.1)
+
+
+def test_rotary_product_depends_on_distance_alone():
+    rng = np.random.default_rng(0)
+    query_D, key_D = rng.normal(size=(2, 8)).astype(np.float32)
+    positions_T = np.arange(12)
+    turned_q = attention.rotary(jnp.tile(query_D, (12, 1)), positions_T)
+    turned_k = attention.rotary(jnp.tile(key_D, (12, 1)), positions_T)
+    products = turned_q @ turned_k.T
+    for distance in (-3, 0, 4):
+        along = np.diagonal(products, distance)
+        np.testing.assert_allclose(along, along[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.diagonal(products)[0], query_D @ key_D, rtol=1e-5)
+    one = attention.rotary(jnp.asarray(key_D), jnp.int32(7))
+    np.testing.assert_allclose(one, turned_k[7], rtol=1e-5, atol=1e-6)

@@ -136,18 +136,6 @@ def test_attention_reaches_every_frame_and_utterances_stay_apart(stack):
     assert float(reach_BT[1].max()) == 0
 
 
-def test_rotary_product_depends_on_distance_alone():
-    rng = np.random.default_rng(0)
-    query_H, key_H = rng.normal(size=(2, 8)).astype(np.float32)
-    turned_q = conformer.rotary(jnp.tile(query_H, (1, 12, 1, 1)))[0, :, 0]
-    turned_k = conformer.rotary(jnp.tile(key_H, (1, 12, 1, 1)))[0, :, 0]
-    products = turned_q @ turned_k.T
-    for distance in (-3, 0, 4):
-        along = np.diagonal(products, distance)
-        np.testing.assert_allclose(along, along[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.diagonal(products)[0], query_H @ key_H, rtol=1e-5)
-
-
 def test_depthwise_conv_equals_grouped_convolution():
     x_BTD = jax.random.normal(jax.random.key(3), (2, 11, 6))
     module = conformer.DepthwiseConv(5, "float32")

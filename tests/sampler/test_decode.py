@@ -30,7 +30,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 @functools.cache
-def model(stage, gated=True, time_embedding=True):
+def model(stage, gated=True, time_embedding=True, rotary=False):
     """A small model with random weights, large enough that greedy choices are no ties."""
     sizes = TransformerConfig(
         num_layers=2,
@@ -42,6 +42,7 @@ def model(stage, gated=True, time_embedding=True):
         query_block=32,
         remat=False,
         gated=gated,
+        rotary=rotary,
     )
     layout = StageLayout.of(stage, SPEC)
     config = TokenLMConfig(
@@ -97,11 +98,16 @@ def short_spans(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stage", "gated", "time_embedding"),
-    [("semantic", True, False), ("coarse", True, True), ("fine", False, True)],
+    ("stage", "gated", "time_embedding", "rotary"),
+    [
+        ("semantic", True, False, False),
+        ("semantic", False, False, True),
+        ("coarse", True, True, False),
+        ("fine", False, True, True),
+    ],
 )
-def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding):
-    config, params = model(stage, gated, time_embedding)
+def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding, rotary):
+    config, params = model(stage, gated, time_embedding, rotary)
     condition = conditions(config.layout, 3)
     codes = Stage(config, params).generate(condition, keys(0, 1, 2), [GREEDY] * 3)
     np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
@@ -109,8 +115,9 @@ def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding
 
 
 @pytest.mark.parametrize("prompt_frames", [1, 9])
-def test_prompt_is_kept_and_continued(short_spans, prompt_frames):
-    config, params = model("coarse")
+@pytest.mark.parametrize("rotary", [False, True])
+def test_prompt_is_kept_and_continued(short_spans, prompt_frames, rotary):
+    config, params = model("coarse", rotary=rotary)
     layout = config.layout
     condition = conditions(layout, 2)
     size = (2, prompt_frames, layout.target_levels)

@@ -1,4 +1,4 @@
-"""Causal self-attention with T5's relative positions.
+"""Causal self-attention with T5's relative positions, and rotary ones.
 
 Shapes: B batch, H heads, T tokens, S most tokens, D head dimension, M model dimension.
 """
@@ -137,6 +137,31 @@ def _attend_block(query_BHQD, key_BHKD, value_BHKD, bias_HQK):
     scores_BHQK = jnp.einsum("bhqd,bhkd->bhqk", query_BHQD * scale, key_BHKD).astype(jnp.float32)
     weights_BHQK = jax.nn.softmax(scores_BHQK + bias_HQK, axis=-1).astype(value_BHKD.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", weights_BHQK, value_BHKD)
+
+
+def rotary(
+    x: jax.Array, positions: jax.Array | np.ndarray, *, longest_period: float = 10_000.0
+) -> jax.Array:
+    """Turns each pair of channels by an angle that grows with the token's position.
+
+    The product of a query and a key turned so depends on their distance alone (RoFormer, Su et al.
+    2021, section 3.2).
+
+    Args:
+      x: [..., D] with even D; channel i is paired with channel i + D/2.
+      positions: of the vectors, int; broadcast to the other axes of `x`.
+      longest_period: tokens in the slowest pair's turn, divided by 2π.
+
+    Returns:
+      The same shape and dtype.
+    """
+    half = x.shape[-1] // 2
+    speed_D = longest_period ** (-np.arange(half) / half)
+    angle = (positions[..., None] * speed_D).astype(np.float32)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def split_heads(x_BTM: jax.Array, num_heads: int) -> jax.Array:

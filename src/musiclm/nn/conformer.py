@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from musiclm import sharding
-from musiclm.nn import transformer
+from musiclm.nn import attention, transformer
 
 # Residual branches start at zero: a deep stack starts as a short one, and learns from the first
 # step where one of noisy blocks waits for thousands.
@@ -172,8 +172,9 @@ class SelfAttention(nn.Module):
         dense = functools.partial(nn.Dense, cfg.model_dim, dtype=cfg.dtype)
         heads = (*x_BTD.shape[:2], cfg.num_heads, cfg.model_dim // cfg.num_heads)
         x_BTD = nn.LayerNorm(dtype=cfg.dtype, name="norm")(x_BTD)
-        query_BTNH = rotary(dense(name="query")(x_BTD).reshape(heads))
-        key_BTNH = rotary(dense(name="key")(x_BTD).reshape(heads))
+        positions_T1 = np.arange(x_BTD.shape[1])[:, None]
+        query_BTNH = attention.rotary(dense(name="query")(x_BTD).reshape(heads), positions_T1)
+        key_BTNH = attention.rotary(dense(name="key")(x_BTD).reshape(heads), positions_T1)
         value_BTNH = dense(name="value")(x_BTD).reshape(heads)
         mixed_BTNH = jax.nn.dot_product_attention(query_BTNH, key_BTNH, value_BTNH)
         out_BTD = dense(kernel_init=_ZEROS, name="out")(mixed_BTNH.reshape(x_BTD.shape))
@@ -218,24 +219,3 @@ class DepthwiseConv(nn.Module):
         length = x_BTD.shape[1]
         taps = (padded_BTD[:, w : w + length] * kernel_WD[w] for w in range(self.kernel_size))
         return sum(taps) + bias_D
-
-
-def rotary(x_BTNH: jax.Array, *, longest_period: float = 10_000.0) -> jax.Array:
-    """Turns each pair of channels by an angle that grows with the frame's position.
-
-    The product of a query and a key turned so depends on their distance alone (Su et al. 2021).
-
-    Args:
-      x_BTNH: [B, T, N, H] with even H; channel i is paired with channel i + H/2.
-      longest_period: frames in the slowest pair's turn, divided by 2π.
-
-    Returns:
-      [B, T, N, H] of the same dtype.
-    """
-    num_frames, half = x_BTNH.shape[1], x_BTNH.shape[-1] // 2
-    speed_H = longest_period ** (-np.arange(half) / half)
-    angle_T1H = (np.arange(num_frames)[:, None] * speed_H)[:, None].astype(np.float32)
-    cos, sin = jnp.cos(angle_T1H), jnp.sin(angle_T1H)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)

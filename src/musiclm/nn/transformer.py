@@ -8,6 +8,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from musiclm import sharding
 from musiclm.nn import attention
@@ -30,6 +31,9 @@ class TransformerConfig:
       gated: GELU-gated feed-forward (three matrices, T5 1.1), or plain with ReLU (two, T5). 430 M
         parameters take `gated` with `head_dim` 64, or plain with 128.
       num_buckets, max_distance: of the relative positions.
+      rotary: also turns queries and keys by their positions. A bias prefers the same distances
+        whatever is played; so the distance may follow from the tokens, as that of the last beat
+        does. Not in the paper.
       bias_slopes: one a head: how fast its bias starts to fall with the distance from
         `bias_centre` (ALiBi's idea, as a start); () starts flat, as T5 does. Adam moves a bias by
         no more than the learning rate a step, so a head that must find its neighbours needs
@@ -52,6 +56,7 @@ class TransformerConfig:
     gated: bool = True
     num_buckets: int = 32
     max_distance: int = 128
+    rotary: bool = False
     bias_slopes: tuple[float, ...] = ()
     bias_centre: int = 0
     dropout: float = 0.1
@@ -79,6 +84,11 @@ class TransformerConfig:
             raise ValueError(
                 f"TransformerConfig.max_distance is {self.max_distance} with {self.num_buckets} "
                 "buckets: give at least 2 buckets and a distance beyond half of them"
+            )
+        if self.rotary and self.head_dim % 2:
+            raise ValueError(
+                f"TransformerConfig.head_dim is {self.head_dim}: give an even number for rotary "
+                "positions, which turn pairs"
             )
         if self.bias_slopes and len(self.bias_slopes) != self.num_heads:
             raise ValueError(
@@ -159,6 +169,9 @@ class SelfAttention(nn.Module):
             )
             for name in ("query", "key", "value")
         )
+        if cfg.rotary:
+            positions_T = np.arange(x_BTM.shape[1])
+            query, key = (attention.rotary(x, positions_T) for x in (query, key))
         mixed_BHTD = attention.causal_attention(query, key, value, bias_HS, cfg.query_block)
         mixed_BTM = attention.join_heads(mixed_BHTD)
         return _dense(cfg, cfg.model_dim, "out", residual=True)(mixed_BTM)

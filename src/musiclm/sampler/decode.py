@@ -179,6 +179,8 @@ def _start_on_device(config, length, guided, weights, ids_GS, known) -> State:
             for part in jnp.split(h_BTM @ layer["query_key_value"], 3, axis=-1)
         )
         query, key, value = heads
+        if cfg.rotary:
+            query, key = (attention.rotary(x, np.arange(length)) for x in (query, key))
         mixed = attention.causal_attention(query, key, value, bias_HT, cfg.query_block)
         x_BTM = x_BTM + attention.join_heads(mixed) @ layer["out"]
         x_BTM = x_BTM + _mlp(config, layer, x_BTM)
@@ -309,6 +311,8 @@ def _logits(config, weights, cache, ids_BS, position, bias_HT):
             part.reshape(part.shape[0], cfg.num_heads, 1, cfg.head_dim)
             for part in jnp.split(h_BM @ layer["query_key_value"], 3, axis=-1)
         )
+        if cfg.rotary:
+            query, key = (attention.rotary(x, position) for x in (query, key))
         where = (index, 0, 0, position, 0)
         keys = lax.dynamic_update_slice(keys, key[None], where)
         values = lax.dynamic_update_slice(values, value[None], where)
