@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from musiclm import audio
 from musiclm.evaluation import codec_quality
 
 
@@ -32,6 +35,7 @@ def clips_NT():
 def test_identical_signals_have_no_distance(clips_NT):
     quality = codec_quality.compare(clips_NT, clips_NT, 16_000)
     assert (quality.log_mel_distance_db_N == 0).all()
+    assert (quality.stft_distance_N == 0).all()
     assert (quality.si_sdr_db_N > 80).all()
 
 
@@ -49,6 +53,7 @@ def test_each_level_comes_closer(clips_NT):
     ratios = [quality.si_sdr_db_N.mean() for quality in measured.values()]
     assert (np.diff(distances) < 0).all()
     assert (np.diff(ratios) > 3).all()
+    assert (np.diff([quality.stft_distance_N.mean() for quality in measured.values()]) < 0).all()
 
 
 def test_batches_change_nothing(clips_NT):
@@ -57,6 +62,92 @@ def test_batches_change_nothing(clips_NT):
     other = codec_quality.measure(codec, clips_NT, levels=(3,), batch_size=2)[3]
     assert one.log_mel_distance_db_N.shape == (5,)
     np.testing.assert_allclose(one.log_mel_distance_db_N, other.log_mel_distance_db_N, rtol=1e-5)
+    np.testing.assert_allclose(one.stft_distance_N, other.stft_distance_N, rtol=1e-5)
     reconstructed = codec_quality.reconstruct(codec, clips_NT, num_levels=3, batch_size=2)
     again = codec_quality.compare(clips_NT, reconstructed, 16_000)
     np.testing.assert_allclose(one.si_sdr_db_N, again.si_sdr_db_N, rtol=1e-4)
+
+
+def _magnitudes(waveform_T, window):
+    """Frames centred on the middles of hops of a quarter window, one after the other."""
+    hop = window // 4
+    padded_T = np.pad(waveform_T[: len(waveform_T) // hop * hop], (window - hop) // 2)
+    starts = range(0, len(waveform_T) // hop * hop, hop)
+    frames = [padded_T[start : start + window] * audio.hann(window) for start in starts]
+    return np.abs(np.fft.rfft(frames))
+
+
+def test_stft_distance_is_its_formula(clips_NT):
+    made_NT = clips_NT + 0.1 * np.random.default_rng(1).standard_normal(clips_NT.shape)
+    wanted_N = np.zeros(len(clips_NT))
+    for window in (512, 1024, 2048):
+        for i in range(len(clips_NT)):
+            s, s_hat = (_magnitudes(x_T, window) for x_T in (clips_NT[i], made_NT[i]))
+            s, s_hat = (np.maximum(x, 1e-4 * s.max()) for x in (s, s_hat))
+            wanted_N[i] += np.linalg.norm(s - s_hat) / np.linalg.norm(s) / 3
+            wanted_N[i] += np.abs(np.log(s) - np.log(s_hat)).mean() / 3
+    found_N = codec_quality.stft_distance(clips_NT, made_NT)
+    np.testing.assert_allclose(found_N, wanted_N, rtol=1e-4)
+
+
+def test_half_the_amplitude_is_a_half_and_a_logarithm_of_two(clips_NT):
+    found_N = codec_quality.stft_distance(clips_NT, clips_NT / 2)
+    np.testing.assert_allclose(found_N, 0.5 + np.log(2), atol=0.01)
+    # The same at another level.
+    again_N = codec_quality.stft_distance(clips_NT / 100, clips_NT / 200)
+    np.testing.assert_allclose(again_N, found_N, rtol=1e-3)
+
+
+def test_stft_distance_of_silence_is_finite(clips_NT):
+    silence_NT = np.zeros_like(clips_NT)
+    assert (codec_quality.stft_distance(silence_NT, silence_NT) == 0).all()
+    assert np.isfinite(codec_quality.stft_distance(silence_NT, clips_NT)).all()
+    lost_N = codec_quality.stft_distance(clips_NT, silence_NT)
+    # All is gone, 80 dB at most.
+    assert ((lost_N > 1) & (lost_N < 1 + np.log(1e4))).all()
+
+
+def test_codebooks_that_are_used_evenly_in_part_and_hardly():
+    even_T = np.arange(8)
+    in_part_T = np.array([1, 1, 1, 1, 6, 6, 6, 6])
+    hardly_T = np.array([3, 3, 3, 3, 3, 3, 3, 0])
+    codes_NTQ = np.stack([even_T, in_part_T, hardly_T], axis=-1).reshape(2, 4, 3)
+    usage = codec_quality.codebook_usage(codes_NTQ, 8)
+    hardly = (8 / 7) ** (7 / 8) * 8 ** (1 / 8)
+    np.testing.assert_allclose(usage.perplexity_Q, [8, 2, hardly])
+    np.testing.assert_allclose(usage.used_Q, [1, 1 / 4, 1 / 4])
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000))
+def test_usage_knows_no_order_and_lies_within_its_bounds(seed):
+    rng = np.random.default_rng(seed)
+    codes_NTQ = rng.integers(rng.integers(1, 17), size=(3, 20, 2))
+    usage = codec_quality.codebook_usage(codes_NTQ, 16)
+    assert (usage.perplexity_Q >= 1 - 1e-9).all()
+    assert (usage.perplexity_Q <= 16 * usage.used_Q + 1e-9).all()
+    moved_NTQ = rng.permutation(16)[rng.permuted(codes_NTQ.reshape(60, 2), axis=0)]
+    again = codec_quality.codebook_usage(moved_NTQ.reshape(6, 10, 2), 16)
+    np.testing.assert_allclose(again.perplexity_Q, usage.perplexity_Q)
+    np.testing.assert_array_equal(again.used_Q, usage.used_Q)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((2, 5), int), r"codes of shape \(2, 5\)"),
+        (np.zeros((0, 5, 2), int), r"codes of shape \(0, 5, 2\)"),
+        (np.full((1, 5, 2), 16), "from 16 to 16 in a codebook of 16"),
+        (np.full((1, 5, 2), -1), "from -1 to -1"),
+    ],
+)
+def test_no_usage_of_what_is_no_code(codes, message):
+    with pytest.raises(ValueError, match=message):
+        codec_quality.codebook_usage(codes, 16)
+
+
+def test_bitrates_of_the_papers():
+    assert codec_quality.bitrate(50, 1024, 12) == 6_000  # MusicLM's SoundStream
+    assert codec_quality.bitrate(75, 1024, 8) == 6_000  # EnCodec
+    with pytest.raises(ValueError, match="levels 0: give"):
+        codec_quality.bitrate(50, 1024, 0)

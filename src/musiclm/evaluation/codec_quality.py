@@ -1,15 +1,22 @@
 """How close a codec's reconstruction comes to the original, with some or all of its levels.
 
-N clips, T samples, F frames, Q levels.
+Beside it what the codes cost (`bitrate`), and how much of their codebooks they use.
+
+N clips, T samples or frames, F frames, Q levels, K codes of a level.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
+from musiclm import audio
 from musiclm.losses import spectral
+
+STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of the window
 
 
 class Codec(Protocol):
@@ -32,10 +39,11 @@ class Codec(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """One figure a clip, f32 [N]: log-mel distance and scale-invariant SDR, both in dB."""
+    """One figure a clip, f32 [N]: see `spectral` for the first two, and `stft_distance`."""
 
     log_mel_distance_db_N: np.ndarray
     si_sdr_db_N: np.ndarray
+    stft_distance_N: np.ndarray
 
 
 def reconstruct(
@@ -102,7 +110,101 @@ def compare(target_NT: np.ndarray, waveform_NT: np.ndarray, sample_rate: int) ->
     return Quality(
         np.asarray(spectral.log_mel_distance_db(target_NT, waveform_NT, sample_rate)),
         np.asarray(spectral.si_sdr_db(target_NT, waveform_NT)),
+        stft_distance(target_NT, waveform_NT),
     )
+
+
+def stft_distance(target_NT: np.ndarray, waveform_NT: np.ndarray) -> np.ndarray:
+    """Multi-resolution STFT distance, f32 [N], 0 or more (a loss in arXiv 1910.11480).
+
+    The mean over windows of 512, 1024 and 2048 samples (Hann, hop a quarter) of
+
+        ‖S − Ŝ‖ / ‖S‖ + mean |ln S − ln Ŝ|
+
+    with S and Ŝ the magnitudes of original and reconstruction, the norms over all frames and bins
+    of a clip: spectral convergence, which listens to what is loud, and log magnitude, to which
+    every bin is the same. The bins are linear, so treble counts for more than in the log-mel
+    distance.
+
+    Magnitudes are raised to a floor 80 dB below the greatest of the original, as there, and to
+    120 dB below a full-scale sine, so that silence has a logarithm.
+
+    Args:
+      target_NT: the originals.
+      waveform_NT: the reconstructions, of the same shape, 2048 samples or more.
+    """
+    distance_N = 0.0
+    for window in STFT_WINDOWS:
+        target_NFB, made_NFB = (
+            jnp.abs(audio.stft(waveform, window, window // 4)) * (4 / window)
+            for waveform in (target_NT, waveform_NT)
+        )
+        floor_N11 = jnp.maximum(1e-4 * target_NFB.max(axis=(1, 2), keepdims=True), 1e-6)
+        target_NFB, made_NFB = (jnp.maximum(x, floor_N11) for x in (target_NFB, made_NFB))
+        gap_N = jnp.linalg.norm(target_NFB - made_NFB, axis=(1, 2))
+        convergence_N = gap_N / jnp.linalg.norm(target_NFB, axis=(1, 2))
+        distance_N += convergence_N + jnp.abs(jnp.log(target_NFB / made_NFB)).mean(axis=(1, 2))
+    return np.asarray(distance_N / len(STFT_WINDOWS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """How much of its codebook each level uses, f64 [Q].
+
+    Attributes:
+      perplexity_Q: e to the power of the entropy of the codes: as many equally frequent codes
+        would say as much. From 1, a single code, to the size of the codebook.
+      used_Q: share of the codebook that occurs.
+    """
+
+    perplexity_Q: np.ndarray
+    used_Q: np.ndarray
+
+
+def codebook_usage(codes_NTQ: np.ndarray, codebook_size: int) -> Usage:
+    """Perplexity and used share of each level's codebook, over all clips and frames.
+
+    Both are limited by the number of frames: give many times the size of the codebook.
+
+    Raises:
+      ValueError: there is no code, or one is outside the codebook.
+    """
+    codes_NTQ = np.asarray(codes_NTQ)
+    if codes_NTQ.ndim != 3 or not codes_NTQ.size:
+        raise ValueError(f"codes of shape {codes_NTQ.shape}: give [N, T, Q]")
+    if codes_NTQ.min() < 0 or codes_NTQ.max() >= codebook_size:
+        raise ValueError(
+            f"codes from {codes_NTQ.min()} to {codes_NTQ.max()} in a codebook of {codebook_size}: "
+            "give the size that the codec has"
+        )
+    count_QK = np.stack(
+        [
+            np.bincount(codes.ravel(), minlength=codebook_size)
+            for codes in np.moveaxis(codes_NTQ, 2, 0)
+        ]
+    )
+    share_QK = count_QK / count_QK.sum(axis=1, keepdims=True)
+    perplexity_Q = np.exp(scipy.special.entr(share_QK).sum(axis=1))
+    return Usage(perplexity_Q, (count_QK > 0).mean(axis=1))
+
+
+def bitrate(frame_rate: float, codebook_size: int, levels: int) -> float:
+    """Bits a second that codes take, each written with log₂ of its codebook's size.
+
+    Args:
+      frame_rate: frames a second.
+      codebook_size: codes a level.
+      levels: codes a frame.
+
+    Raises:
+      ValueError: one of them is not above 0.
+    """
+    if min(frame_rate, codebook_size, levels) <= 0:
+        raise ValueError(
+            f"frame_rate {frame_rate}, codebook_size {codebook_size} and levels {levels}: give "
+            "numbers above 0"
+        )
+    return float(frame_rate * levels * np.log2(codebook_size))
 
 
 def _batches(waveform_NT: np.ndarray, batch_size: int):
