@@ -4,6 +4,8 @@ The real corpus needs a soundfont; what is tested here is that each question is 
 asks for, through loudness changes and poor channels.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -125,3 +127,52 @@ def test_answers_are_read_from_the_manifest():
     entry = {"instrument": "flute", "drums": False, "tempo": "slow", "bpm": 70}
     expected = {"instrument": "flute", "drums": "no drums", "tempo": "slow"}
     assert adherence.answers(entry) == expected
+
+
+def _p(heard, truth, **options):
+    """Of a single question."""
+    truths = [{"drums": each} for each in truth]
+    return adherence.permutation_p({"drums": np.array(heard)}, truths, **options)["drums"]
+
+
+@pytest.mark.parametrize(
+    ("heard", "truth"), [("aabbb", "aabbb"), ("ababb", "aabbb"), ("abcca", "abcab")]
+)
+def test_p_is_the_share_of_deals_with_as_many_right_answers(heard, truth):
+    heard, truth = list(heard), list(truth)
+    right = sum(map(str.__eq__, heard, truth))
+    deals = [sum(map(str.__eq__, heard, dealt)) >= right for dealt in itertools.permutations(truth)]
+    assert _p(heard, truth) == pytest.approx(np.mean(deals), abs=0.015)
+
+
+def test_p_of_what_is_always_right_of_what_is_always_wrong_and_of_a_single_class():
+    truth = ["drums", "no drums"] * 20
+    assert _p(truth, truth) == 1 / 10_000  # never 0
+    assert _p(truth[::-1], truth) == 1
+    assert _p(["drums"] * 40, truth) == 1  # half of them right, as any deal would be
+    assert _p(truth, ["drums"] * 40) == 1
+
+
+def test_p_of_clips_without_their_prompts_is_small_as_seldom_as_it_says():
+    rng = np.random.default_rng(0)
+    # Commoner classes are heard more often too, which makes answers right, but not for the prompt.
+    p = np.array([_p(*rng.choice(list("aaaab"), (2, 12)), seed=seed) for seed in range(40)])
+    assert (p <= 0.1).mean() <= 0.15
+    assert (p > 0.5).mean() > 0.4
+
+
+def test_questions_are_permuted_alike_and_a_seed_repeats_them():
+    rng = np.random.default_rng(1)
+    truths = [{"drums": d, "tempo": d} for d in rng.choice(["x", "y"], 15)]
+    heard_N = np.where(rng.random(15) < 0.7, [t["drums"] for t in truths], "y")
+    heard = {"drums": heard_N, "tempo": heard_N}
+    one = adherence.permutation_p(heard, truths)
+    assert one["drums"] == one["tempo"]
+    assert one == adherence.permutation_p(heard, truths)
+    assert one != adherence.permutation_p(heard, truths, seed=1)
+
+
+@pytest.mark.parametrize(("heard", "truth"), [(["a", "b"], ["a"]), ([], []), ([["a"]], ["a"])])
+def test_p_needs_a_clip_for_every_prompt(heard, truth):
+    with pytest.raises(ValueError, match="drums: answers of shape"):
+        _p(heard, truth)

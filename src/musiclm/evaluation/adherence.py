@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 from musiclm.evaluation import descriptors
 
 QUESTIONS = ("instrument", "drums", "tempo")
+_PERMUTATIONS = 9_999  # the least p-value is one in 10,000
 
 # One description of a clip: a vector for each question.
 Description = Mapping[str, np.ndarray]
@@ -62,6 +63,48 @@ class Judge:
             )
             for question in heard
         }
+
+
+def permutation_p(
+    heard: Mapping[str, np.ndarray], truths: Sequence[Mapping[str, str]], *, seed: int = 0
+) -> dict[str, float]:
+    """How likely so many right answers are if clips have nothing to do with their prompts.
+
+    The prompts are dealt out to the clips anew, 9,999 times, and p is the share of deals, the true
+    one among them, with as many right answers or more (one-sided; Phipson & Smyth, arXiv
+    1603.05766). Unlike a comparison with chance or with the commonest class, it knows which
+    classes are asked for and which are heard how often. Where all prompts ask for the same, every
+    deal is the true one and p is 1.
+
+    Args:
+      heard: what each clip is heard as, see `Judge.answer`.
+      truths: what each prompt asks for, see `answers`.
+      seed: of the deals; all questions see the same.
+
+    Returns:
+      p by question, above 0, up to 1.
+
+    Raises:
+      ValueError: there is no clip, or the numbers of clips and prompts differ.
+    """
+    right_NN = {}  # whether each clip is right for each prompt
+    for question, heard_N in heard.items():
+        truth_N = np.array([truth[question] for truth in truths])
+        if not len(truth_N) or np.shape(heard_N) != truth_N.shape:
+            raise ValueError(
+                f"{question}: answers of shape {np.shape(heard_N)} for {len(truth_N)} truths: give "
+                "one each a clip, and a clip or more"
+            )
+        right_NN[question] = np.asarray(heard_N)[:, None] == truth_N
+    found = {question: np.trace(right) for question, right in right_NN.items()}
+    rng = np.random.default_rng(seed)
+    as_many = dict.fromkeys(right_NN, 1)
+    for _ in range(_PERMUTATIONS):
+        prompt_N = rng.permutation(len(truths))
+        for question, right in right_NN.items():
+            dealt = np.count_nonzero(right[np.arange(len(truths)), prompt_N])
+            as_many[question] += int(dealt >= found[question])
+    return {question: count / (_PERMUTATIONS + 1) for question, count in as_many.items()}
 
 
 def fit(descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]) -> Judge:
