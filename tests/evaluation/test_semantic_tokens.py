@@ -95,6 +95,22 @@ def test_tokens_that_ignore_the_class_tell_nothing():
     assert semantic_tokens.cluster_purity(constant_NT, class_NT).value == 1
 
 
+def test_chance_is_what_tokens_of_the_clip_alone_get():
+    rng = np.random.default_rng(0)
+    # Every clip has tokens of its own, more or less: few clips tell their class by that alone.
+    tokens_NT = rng.integers(5, size=(30, 8)) + 3 * np.arange(30)[:, None]
+    class_N = np.arange(30) % 3
+    chance = semantic_tokens.pnmi_by_chance(tokens_NT, class_N)
+    assert chance > 0.4
+    assert chance == semantic_tokens.pnmi_by_chance(tokens_NT, class_N)
+    found = [semantic_tokens.pnmi(tokens_NT, rng.permutation(class_N)) for _ in range(20)]
+    assert np.mean(found) == pytest.approx(chance, abs=0.03)
+    frames_NT = np.repeat(class_N[:, None], 8, axis=1)
+    assert semantic_tokens.pnmi_by_chance(tokens_NT, frames_NT) == pytest.approx(
+        semantic_tokens.pnmi_by_chance(tokens_NT, class_N), abs=1e-12
+    )
+
+
 @pytest.mark.parametrize(
     ("tokens", "classes", "message"),
     [

@@ -24,9 +24,8 @@ def pnmi(tokens_NT: np.ndarray, classes: Sequence | np.ndarray) -> float:
 
     I(z; y) / H(y) over all frames, z the token and y the class: the share of the uncertainty about
     the class that the token takes away, 0 to 1. Divided by the entropy of the classes, not of the
-    tokens, it compares tokenizers on one set of clips. It rises with the number of clusters and,
-    for few clips, by chance: compare tokenizers of one size, and with the figure that classes
-    dealt out to the clips at random get.
+    tokens, it compares tokenizers on one set of clips. It rises with the number of clusters, and
+    much of it is chance where clips are few: see `pnmi_by_chance`.
 
     Args:
       tokens_NT: semantic tokens.
@@ -44,12 +43,32 @@ def pnmi(tokens_NT: np.ndarray, classes: Sequence | np.ndarray) -> float:
     return max(0.0, float(1 - remaining / entropy))
 
 
+def pnmi_by_chance(
+    tokens_NT: np.ndarray, classes: Sequence | np.ndarray, *, deals: int = 20, seed: int = 0
+) -> float:
+    """What `pnmi` would be if tokens told nothing: its mean over random deals of classes to clips.
+
+    Far above 0 where clips are few, since a cluster that few clips use tells the clip, and so the
+    class. Classes of frames are dealt out a clip at a time.
+
+    Args:
+      tokens_NT: semantic tokens.
+      classes: [N] or [N, T], see `pnmi`.
+      deals: how many to take the mean of.
+      seed: of the deals.
+
+    Raises:
+      ValueError: as in `pnmi`.
+    """
+    rng = np.random.default_rng(seed)
+    return float(np.mean([pnmi(tokens_NT, rng.permutation(classes)) for _ in range(deals)]))
+
+
 def purity(tokens_NT: np.ndarray, classes: Sequence | np.ndarray) -> bootstrap.Estimate:
     """Share of frames whose class is the commonest of their token: HuBERT's phone purity.
 
-    Divided by the number of frames; the share of the commonest class is what a single cluster
-    gets, and 1 what a cluster a frame gets. The interval is over clips; what each token stands
-    for stays.
+    Divided by the number of frames; a single cluster gets the share of the commonest class, and a
+    cluster a frame gets 1. The interval is over clips; what each token stands for stays.
 
     Args:
       tokens_NT: semantic tokens.
