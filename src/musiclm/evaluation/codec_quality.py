@@ -2,7 +2,7 @@
 
 Beside it what the codes cost (`bitrate`), and how much of their codebooks they use.
 
-N clips, T samples or frames, F frames, Q levels, K codes of a level.
+N clips, T samples or frames of codes, F frames, H bins of a spectrum, Q levels, K codes of a level.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import scipy.special
 from musiclm import audio
 from musiclm.losses import spectral
 
-STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of the window
+_STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of the window
 
 
 class Codec(Protocol):
@@ -127,24 +127,25 @@ def stft_distance(target_NT: np.ndarray, waveform_NT: np.ndarray) -> np.ndarray:
     distance.
 
     Magnitudes are raised to a floor 80 dB below the greatest of the original, as there, and to
-    120 dB below a full-scale sine, so that silence has a logarithm.
+    120 dB below a full-scale sine, so that silence has a logarithm. But an original that is silent
+    all through has no scale: leave such clips out.
 
     Args:
       target_NT: the originals.
       waveform_NT: the reconstructions, of the same shape, 2048 samples or more.
     """
     distance_N = 0.0
-    for window in STFT_WINDOWS:
-        target_NFB, made_NFB = (
+    for window in _STFT_WINDOWS:
+        target_NFH, made_NFH = (
             jnp.abs(audio.stft(waveform, window, window // 4)) * (4 / window)
             for waveform in (target_NT, waveform_NT)
         )
-        floor_N11 = jnp.maximum(1e-4 * target_NFB.max(axis=(1, 2), keepdims=True), 1e-6)
-        target_NFB, made_NFB = (jnp.maximum(x, floor_N11) for x in (target_NFB, made_NFB))
-        gap_N = jnp.linalg.norm(target_NFB - made_NFB, axis=(1, 2))
-        convergence_N = gap_N / jnp.linalg.norm(target_NFB, axis=(1, 2))
-        distance_N += convergence_N + jnp.abs(jnp.log(target_NFB / made_NFB)).mean(axis=(1, 2))
-    return np.asarray(distance_N / len(STFT_WINDOWS))
+        floor_N11 = jnp.maximum(1e-4 * target_NFH.max(axis=(1, 2), keepdims=True), 1e-6)
+        target_NFH, made_NFH = (jnp.maximum(x, floor_N11) for x in (target_NFH, made_NFH))
+        gap_N = jnp.linalg.norm(target_NFH - made_NFH, axis=(1, 2))
+        convergence_N = gap_N / jnp.linalg.norm(target_NFH, axis=(1, 2))
+        distance_N += convergence_N + jnp.abs(jnp.log(target_NFH / made_NFH)).mean(axis=(1, 2))
+    return np.asarray(distance_N / len(_STFT_WINDOWS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -216,7 +216,7 @@ def angles(centroids_KD: np.ndarray) -> np.ndarray:
     centroids_KD = np.asarray(centroids_KD, np.float64)
     length_K1 = np.linalg.norm(centroids_KD, axis=1, keepdims=True)
     if not np.isfinite(length_K1).all() or not length_K1.all():
-        raise ValueError("a centroid is zero or not finite: give standardised ones, see kmeans")
+        raise ValueError("a centroid is zero or not finite and has no direction: cluster anew")
     unit_KD = centroids_KD / length_K1
     angle_KK = np.arccos(np.clip(unit_KD @ unit_KD.T, -1, 1)) / np.pi
     np.fill_diagonal(angle_KK, 0.0)
