@@ -163,6 +163,8 @@ def abx(
             "give the centroids of the tokenizer that made them"
         )
     if clips_per_class is not None:
+        if clips_per_class < 2:
+            raise ValueError(f"clips_per_class is {clips_per_class}: give 2 or more, for A and X")
         chosen = _draw(classes_N, clips_per_class, np.random.default_rng(seed))
         tokens_NT, classes_N = tokens_NT[chosen], classes_N[chosen]
     classes_Y, class_N, count_Y = np.unique(classes_N, return_inverse=True, return_counts=True)
