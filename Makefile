@@ -146,8 +146,8 @@ $(BUNDLE)/bundle.json: $(STAGES)
 
 # What a bundle achieves on held-out clips: make figures BUNDLE=gm-mini measures the bundled one.
 figures: setup-test $(RUN)/corpus/train.complete $(RUN)/corpus/held_out.complete  ## Measures a bundle and writes the README's figures
-	$(PY) musiclm.bin.figures --bundle $(BUNDLE) --train $(CORPUS) --held_out $(HELD_OUT) \
-		--out $(RUN)/figures --readme README.md
+	.venv/bin/musiclm evaluate --model $(BUNDLE) --train $(CORPUS) --held-out $(HELD_OUT) \
+		--best-of 4 --out $(RUN)/report --readme README.md
 
 bench-gm: setup-test  ## Measures how fast the corpus is rendered
 	.venv/bin/python benchmarks/gm_render.py

@@ -42,3 +42,22 @@ def test_no_interval_of_what_is_no_sample(values):
 def test_the_level_is_a_probability():
     with pytest.raises(ValueError, match="level is 95"):
         bootstrap.mean(np.ones(3), level=95)
+
+
+def test_a_jackknife_of_the_mean_is_its_standard_error():
+    values_N = np.random.default_rng(0).normal(3.0, 2.0, size=400)
+    found = bootstrap.jackknife(lambda chosen: values_N[chosen].mean(), 400, groups=400)
+    reach = 1.959964 * values_N.std(ddof=1) / 20
+    assert found.value == pytest.approx(values_N.mean())
+    assert found.high - found.value == pytest.approx(reach, rel=1e-6)
+    assert found.value - found.low == pytest.approx(reach, rel=1e-6)
+    grouped = bootstrap.jackknife(lambda chosen: values_N[chosen].mean(), 400)
+    assert grouped.high - grouped.value == pytest.approx(reach, rel=0.5)
+
+
+def test_a_jackknife_leaves_each_item_out_once():
+    left = []
+    bootstrap.jackknife(lambda chosen: left.append(set(range(7)) - set(chosen)) or 0.0, 7, groups=3)
+    assert left == [{0, 3, 6}, {1, 4}, {2, 5}, set()]
+    with pytest.raises(ValueError, match="2 items"):
+        bootstrap.jackknife(lambda chosen: 0.0, 2)

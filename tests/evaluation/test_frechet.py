@@ -104,3 +104,14 @@ def test_too_few_for_a_line():
     x, y = sets(10, 10, 2)
     with pytest.raises(ValueError, match="more vectors"):
         frechet.extrapolate(x, y)
+
+
+def test_clips_are_pooled_and_their_interval_covers():
+    rng = np.random.default_rng(3)
+    reference_MWD = rng.normal(size=(200, 4, 3))
+    clips_NWD = rng.normal(0.5, 1.0, size=(60, 4, 3))
+    found = frechet.of_clips(reference_MWD, clips_NWD)
+    pooled = frechet.frechet_distance(reference_MWD.reshape(-1, 3), clips_NWD.reshape(-1, 3))
+    assert found.value == pytest.approx(pooled)
+    assert found.low < 0.75 < found.high  # three means, each half a unit away
+    assert found.n == 60

@@ -27,8 +27,16 @@ class Codec(Protocol):
         """Hz."""
 
     @property
+    def frame_rate(self) -> int:
+        """Frames a second."""
+
+    @property
     def num_codebooks(self) -> int:
         """Levels."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a level."""
 
     def encode(self, waveform_BT: np.ndarray) -> np.ndarray:
         """Codes [B, F, Q]."""

@@ -1,6 +1,10 @@
-"""The figures of a bundle: each part measured on held-out clips, and all of them as Markdown.
+"""The figures of a bundle as tables, each part from arrays of what was measured.
 
-N clips, T samples.
+Sources are where clips come from: "generated", "real" and so on; the i-th clip of every source
+belongs to the i-th prompt.
+
+Shapes: N clips, M clips of the reference, W vectors of a clip, D embedding, T samples or frames,
+Q levels.
 """
 
 import pathlib
@@ -11,174 +15,346 @@ from typing import Any
 import numpy as np
 
 from musiclm.bundle import Bundle, flatten
-from musiclm.evaluation import adherence, bootstrap, codec_quality, descriptors, report, text_audio
+from musiclm.evaluation import (
+    adherence,
+    bootstrap,
+    codec_quality,
+    frechet,
+    semantic_tokens,
+    tagger,
+    tagging,
+    text_audio,
+)
+from musiclm.evaluation.report import Table
 
 _K = 10  # depth of recall
+_LEAST_EXTRAPOLATED = 20  # vectors
+
+Descriptions = Sequence[adherence.Description]
+Truths = Sequence[Mapping[str, str]]
 
 
-def sizes(folder: pathlib.Path, bundle: Bundle) -> dict[str, Any]:
+def adherence_tables(
+    judge: adherence.Judge, sources: Mapping[str, Descriptions], truths: Truths, rests_on: str
+) -> list[Table]:
+    """How many clips are heard as what their prompts ask for, and how likely that is by chance."""
+    right, p = {}, {}
+    for source, descriptions in sources.items():
+        right[source] = judge.right(descriptions, truths)
+        p[source] = adherence.permutation_p(judge.answer(descriptions), truths)
+    questions = tuple(judge.classifiers)
+    counts = {q: Counter(truth[q] for truth in truths) for q in questions}
+    commonest = {q: max(counts[q].values()) / len(truths) for q in questions}
+    chance = {q: 1 / len(judge.classifiers[q].classes_) for q in questions}
+    shares = Table(
+        title="Clips made from text",
+        note=f"the share of {len(truths)} that sounds as asked. Real clips are the ceiling, as "
+        "they are and through the codec; naming the commonest class each time is the floor.",
+        rests_on=(rests_on,),
+        head=("", *questions),
+        rows=(
+            *(
+                (source, *(bootstrap.mean(by_question[q]) for q in questions))
+                for source, by_question in right.items()
+            ),
+            ("commonest class", *(commonest[q] for q in questions)),
+            ("chance", *(chance[q] for q in questions)),
+        ),
+    )
+    chances = Table(
+        title="By chance",
+        note="p of so many right answers if clips had nothing to do with their prompts, by dealing "
+        "the prompts out anew 9,999 times.",
+        rests_on=(rests_on,),
+        head=("", *questions),
+        rows=tuple((source, *(p[source][q] for q in questions)) for source in sources),
+        digits=4,
+    )
+    return [shares, chances]
+
+
+def distance_table(
+    reference: Mapping[str, np.ndarray],
+    sources: Mapping[str, Mapping[str, np.ndarray]],
+    rests_on: Mapping[str, str],
+) -> Table:
+    """Fréchet audio distance of sets of clips to real ones, in several embeddings.
+
+    Args:
+      reference: vectors [M, W, D] of real clips, by embedding.
+      sources: vectors [N, W, D] by source and embedding.
+      rests_on: what each embedding is.
+    """
+    names = tuple(reference)
+    count = len(next(iter(next(iter(sources.values())).values())))
+    against = len(reference[names[0]])
+    rows = []
+    for source, vectors in sources.items():
+        cells = []
+        for name in names:
+            cells.append(frechet.of_clips(reference[name], vectors[name]))
+            cells.append(_extrapolated(reference[name], vectors[name]))
+        rows.append((source, *cells))
+    return Table(
+        title="Fréchet audio distance",
+        note=f"{count} clips of each source against {against} real ones that none of them is of; "
+        "less is nearer. Intervals by a jackknife over clips. FAD∞ is extrapolated to infinitely "
+        "many clips.",
+        rests_on=tuple(rests_on[name] for name in names),
+        head=("", *(f"{kind} {name}" for name in names for kind in ("FAD", "FAD∞"))),
+        rows=tuple(rows),
+        digits=3,
+    )
+
+
+def _extrapolated(reference_MWD: np.ndarray, vectors_NWD: np.ndarray) -> float | str:
+    """FAD∞ over pooled vectors, or "" of so few that their number can't be varied."""
+    pooled = (x.reshape(-1, x.shape[-1]) for x in (reference_MWD, vectors_NWD))
+    enough = vectors_NWD.shape[0] * vectors_NWD.shape[1] >= _LEAST_EXTRAPOLATED
+    return frechet.extrapolate(*pooled).value if enough else ""
+
+
+def divergence_table(
+    fitted: tagger.Tagger, real: Descriptions, sources: Mapping[str, Descriptions], rests_on: str
+) -> Table:
+    """KLD of what a tagger hears in clips and in the real ones of the same captions."""
+    p = fitted.distributions(real)
+    rows = []
+    for source, descriptions in sources.items():
+        q = fitted.distributions(descriptions)
+        both = (tagger.divergences(p, q), tagger.divergences(q, p))
+        rows.append((source, *map(bootstrap.mean, both)))
+    return Table(
+        title="KLD",
+        note=f"nats between what a tagger hears in the real clip of a caption and in the clip made "
+        f"of it, over {', '.join(fitted.classifiers)} together; less is nearer.",
+        rests_on=(rests_on,),
+        head=("", "KL(real ‖ clip)", "KL(clip ‖ real)"),
+        rows=tuple(rows),
+    )
+
+
+def cosine_table(
+    text: Mapping[str, np.ndarray], sources: Mapping[str, Mapping[str, np.ndarray]]
+) -> Table:
+    """MuLan cycle consistency (MusicLM, section 5.1) by one or more MuLans.
+
+    Args:
+      text: unit vectors [N, D] of the prompts, by MuLan.
+      sources: unit vectors [N, D] of the clips, by source and MuLan.
+    """
+    rows = []
+    for source, audio in sources.items():
+        cells = []
+        for name, text_ND in text.items():
+            cosine = text_audio.cosines(text_ND, audio[name])
+            cells += [cosine["matched"], cosine["mismatched"]]
+        rows.append((source, *cells))
+    return Table(
+        title="MCC",
+        note="the mean cosine of texts and clips, a clip as the mean of its 10 s windows, a second "
+        "apart. The MuLan that conditions the generation is no independent witness.",
+        rests_on=tuple(text),
+        head=("", *(f"{whose} text" for _ in text for whose in ("own", "others'"))),
+        rows=tuple(rows),
+    )
+
+
+def codec_table(codec: codec_quality.Codec, waveform_NT: np.ndarray, rests_on: str) -> Table:
+    """How near reconstructions from the first 1, 2, … and all levels come, and what they cost."""
+    quality = codec_quality.measure(codec, waveform_NT)
+    codes_NTQ = np.concatenate([codec.encode(clip_T[None]) for clip_T in waveform_NT])
+    usage = codec_quality.codebook_usage(codes_NTQ, codec.codebook_size)
+    return Table(
+        title="Codec",
+        note=f"{len(waveform_NT)} real clips from the first so many levels. Log-mel distance over "
+        "80 bands and STFT distance: less is nearer. Scale-invariant SDR: more is, but it says "
+        "nothing of a codec that codes no phases. Perplexity and use of the last level's "
+        f"{codec.codebook_size} codes.",
+        rests_on=(rests_on,),
+        head=(
+            "levels", "log-mel distance, dB", "STFT distance", "SI-SDR, dB", "kbit/s",
+            "perplexity", "codes in use",
+        ),
+        rows=tuple(
+            (
+                str(q),
+                bootstrap.mean(found.log_mel_distance_db_N),
+                bootstrap.mean(found.stft_distance_N),
+                bootstrap.mean(found.si_sdr_db_N),
+                codec_quality.bitrate(codec.frame_rate, codec.codebook_size, q) / 1000,
+                float(usage.perplexity_Q[q - 1]),
+                float(usage.used_Q[q - 1]),
+            )
+            for q, found in quality.items()
+        ),
+    )  # fmt: skip
+
+
+def retrieval_table(texts: Mapping[str, np.ndarray], audio_ND: np.ndarray, rests_on: str) -> Table:
+    """Retrieval both ways among held-out pairs.
+
+    Args:
+      texts: unit vectors [N, D] of a caption of each clip, by kind of caption.
+      audio_ND: unit vectors of the clips.
+      rests_on: which MuLan.
+    """
+    rows = []
+    for kind, text_ND in texts.items():
+        found = text_audio.retrieval_figures(text_ND, audio_ND, k=_K)
+        rows.append((kind, *found.values()))
+    return Table(
+        title="MuLan's retrieval",
+        note=f"among {len(audio_ND)} held-out clips.",
+        rests_on=(rests_on,),
+        head=("captions", f"text → audio R@{_K}", "mAP", f"audio → text R@{_K}", "mAP "),
+        rows=tuple(rows),
+    )
+
+
+def agreement_table(text_codes_NQ: np.ndarray, audio_codes_NQ: np.ndarray, rests_on: str) -> Table:
+    """How often text and audio fall on the same code, level by level."""
+    agreement = text_audio.code_agreement(text_codes_NQ, audio_codes_NQ)
+    return Table(
+        title="MuLan's codes",
+        note="how often a text has the very code of a clip, by level of the quantizer.",
+        rests_on=(rests_on,),
+        head=("level", *map(str, range(1, len(agreement) + 1))),
+        rows=tuple(
+            (label, *(level[key].value for level in agreement))
+            for label, key in (("its own clip", "matched"), ("other clips", "mismatched"))
+        ),
+    )
+
+
+def probe_table(
+    tag_texts: Mapping[str, tuple[Sequence[str], np.ndarray]],
+    train: tuple[np.ndarray, Truths],
+    test: tuple[np.ndarray, Truths],
+    rests_on: str,
+) -> Table:
+    """What MuLan's audio embeddings tell: to the words of tags, and to a linear probe.
+
+    Args:
+      tag_texts: by question its classes, and unit vectors [C, D] of their words.
+      train, test: unit vectors [N, D] of clips, and their true classes.
+      rests_on: which MuLan.
+    """
+    rows = []
+    for question, (classes, text_CD) in tag_texts.items():
+        truth_N, true_N = ([t[question] for t in truths] for _, truths in (train, test))
+        truth_NC = np.array(true_N)[:, None] == np.array(classes)
+        found = tagging.zero_shot(classes, text_CD, test[0], truth_NC)
+        probe = tagging.linear_probe(train[0], truth_N, test[0], true_N)
+        rows.append((question, found.mean_roc_auc, found.mean_average_precision, probe))
+    return Table(
+        title="MuLan as a tagger",
+        note=f"{len(test[0])} held-out clips by the cosine with the words of each class "
+        "(zero-shot; intervals over classes), and by logistic regression on the embeddings of "
+        f"{len(train[0])} others.",
+        rests_on=(rests_on,),
+        head=("", "zero-shot ROC AUC", "zero-shot mAP", "linear probe"),
+        rows=tuple(rows),
+    )
+
+
+def semantic_table(
+    tokens_NT: np.ndarray,
+    centroids_KD: np.ndarray,
+    truths: Truths,
+    questions: Sequence[str],
+    rests_on: str,
+    *,
+    clips_per_class: int = 10,
+) -> Table:
+    """What semantic tokens tell of a clip."""
+    rows = []
+    for question in questions:
+        classes_N = np.array([truth[question] for truth in truths])
+        error = semantic_tokens.abx(
+            tokens_NT, classes_N, centroids_KD, clips_per_class=clips_per_class
+        )
+        rows.append(
+            (
+                question,
+                semantic_tokens.pnmi(tokens_NT, classes_N),
+                semantic_tokens.pnmi_by_chance(tokens_NT, classes_N),
+                semantic_tokens.purity(tokens_NT, classes_N),
+                error,
+            )
+        )
+    return Table(
+        title="Semantic tokens",
+        note=f"{len(tokens_NT)} held-out clips. PNMI: how much of the uncertainty about the clip's "
+        "class a token takes away, and what chance takes; purity: how often a token's commonest "
+        f"class is right; ABX: errors of telling two of {clips_per_class} clips of a class from "
+        "one of another by their alignment (0.5 is chance).",
+        rests_on=(rests_on,),
+        head=("", "PNMI", "by chance", "purity", "ABX error"),
+        rows=tuple(rows),
+    )
+
+
+def likelihood_table(
+    nats: Mapping[str, np.ndarray], vocabulary: Mapping[str, int], shuffled, rests_on: str
+) -> Table:
+    """How likely the stages find real clips, and whether the semantic one hears their order.
+
+    Args:
+      nats: mean over the tokens of each clip, [N], by stage.
+      vocabulary: codes a level, by stage.
+      shuffled: see `semantic_tokens.spot_the_real`, of the semantic stage; an estimate.
+      rests_on: which bundle.
+    """
+    return Table(
+        title="Stages on real clips",
+        note="nats a token with the caption's condition, beside guessing; and how often the "
+        "semantic stage finds a clip likelier than one whose seconds are shuffled.",
+        rests_on=(rests_on,),
+        head=("", "nats a token", "guessing", "real before shuffled"),
+        rows=tuple(
+            (
+                stage,
+                bootstrap.mean(nats_N),
+                float(np.log(vocabulary[stage])),
+                shuffled if stage == "semantic" else "",
+            )
+            for stage, nats_N in nats.items()
+        ),
+    )
+
+
+def memorization_table(found: Sequence[Any], cost_below: float, rests_on: str) -> Table:
+    """Memorization over the length of the prompt; see `memorization.measure`."""
+    return Table(
+        title="Memorization",
+        note="after the condition and the first tokens of training clips the semantic stage goes "
+        "on greedily for 5 s: how often token by token as the clip does, and how often so near "
+        f"(transport cost below {cost_below:.2f}) that of pairs that have nothing to do with each "
+        "other one in 10,000 is.",
+        rests_on=(rests_on,),
+        head=("tokens given", "exact", "approximate", "entropy, nats"),
+        rows=tuple(
+            (str(one.prompt_tokens), one.exact, one.approximate, one.entropy) for one in found
+        ),
+    )
+
+
+def size_table(folder: pathlib.Path, bundle: Bundle) -> Table:
     """Megabytes of a bundle's files, and how many numbers each model has learned.
 
     The codec's codebooks are among its numbers, as are MuLan's quantizer and the semantic clusters.
     """
-    files = [folder / "bundle.json", *(folder / f"{n}.safetensors" for n in bundle.components)]
-    parameters = {
-        name: sum(np.size(array) for array in flatten(part.variables).values())
-        for name, part in bundle.components.items()
-    }
-    return {"megabytes": sum(f.stat().st_size for f in files) / 1e6, "parameters": parameters}
-
-
-def codec_figures(codec: codec_quality.Codec, waveform_NT: np.ndarray) -> dict[str, Any]:
-    """Log-mel distance and SI-SDR in dB from the first 1, 2, 4, … and all levels.
-
-    Silence: a distance of 0.
-
-    Returns:
-      By number of levels.
-    """
-    every = codec.num_codebooks
-    levels = sorted({*(2**i for i in range(every.bit_length()) if 2**i <= every), every})
-    return {
-        str(count): {
-            "log_mel_distance_db": bootstrap.mean(quality.log_mel_distance_db_N),
-            "si_sdr_db": bootstrap.mean(quality.si_sdr_db_N),
-        }
-        for count, quality in codec_quality.measure(codec, waveform_NT, levels=levels).items()
-    }
-
-
-def mulan_figures(
-    mulan: text_audio.JointEmbedding,
-    waveform_NT: np.ndarray,
-    long_captions: Sequence[str],
-    captions: Sequence[Sequence[str]],
-    *,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Retrieval among held-out pairs, and how far text and audio fall on the same codes.
-
-    Args:
-      mulan: the tokenizer.
-      waveform_NT: clips.
-      long_captions: one a clip, with every attribute.
-      captions: all of each clip; one is drawn of each.
-      seed: of that draw.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [several[rng.integers(len(several))] for several in captions]
-    audio_ND = text_audio.embed_audio(mulan, waveform_NT)
-    long_ND, drawn_ND = mulan.embed_text(long_captions), mulan.embed_text(drawn)
-    audio_codes_NQ = mulan.quantize(audio_ND, "audio")
-    return {
-        "long captions": text_audio.retrieval_figures(long_ND, audio_ND, k=_K),
-        "any captions": text_audio.retrieval_figures(drawn_ND, audio_ND, k=_K),
-        "code_agreement": text_audio.code_agreement(
-            mulan.quantize(long_ND, "text"), audio_codes_NQ
-        ),
-    }
-
-
-def prompt_figures(
-    judge: adherence.Judge,
-    mulan: text_audio.JointEmbedding,
-    sources: Mapping[str, np.ndarray],
-    prompts: Sequence[str],
-    truths: Sequence[Mapping[str, str]],
-    sample_rate: int,
-) -> dict[str, Any]:
-    """How well clips keep to their prompts: by the classifiers, and by MuLan's cosine.
-
-    Args:
-      judge: fitted on real clips, none of them here.
-      mulan: the tokenizer. It is what conditions generation, hence no independent witness.
-      sources: waveforms [N, T] by where they come from; all belong to the same prompts.
-      prompts: one a clip.
-      truths: what each prompt asks for, see `adherence.answers`.
-      sample_rate: of the waveforms, in Hz.
-
-    Returns:
-      "adherence" by question and source, with "commonest class" (the share of right answers that
-      naming nothing else would get) and "chance"; "cosine" by source.
-    """
-    text_ND = mulan.embed_text(prompts)
-    right, cosine = {}, {}
-    for source, waveform_NT in sources.items():
-        described = [descriptors.describe(clip_T, sample_rate) for clip_T in waveform_NT]
-        right[source] = judge.right(described, truths)
-        cosine[source] = text_audio.cosines(text_ND, text_audio.embed_audio(mulan, waveform_NT))
-    questions = {}
-    for question, classifier in judge.classifiers.items():
-        counts = Counter(truth[question] for truth in truths)
-        questions[question] = {
-            **{
-                source: bootstrap.mean(by_question[question])
-                for source, by_question in right.items()
-            },
-            "commonest class": max(counts.values()) / len(truths),
-            "chance": 1 / len(classifier.classes_),
-        }
-    return {"adherence": questions, "cosine": cosine}
-
-
-def markdown(figures: Mapping[str, Any]) -> str:
-    """The tables of a README, of figures by "bundle", "sizes", "codec", "mulan" and so on."""
-    codec, mulan, parameters = figures["codec"], figures["mulan"], figures["sizes"]["parameters"]
-    clips = codec["1"]["si_sdr_db"].n
-    pairs = mulan["long captions"][f"text_to_audio/recall_at_{_K}"].n
-    sources = list(figures["cosine"])
-    return "\n\n".join(
-        [
-            f"Measured on combinations of attributes that training never saw, by `make figures`; "
-            f"in brackets 95 % bootstrap intervals. Bundle {figures['bundle']['name']}, digest "
-            f"`{figures['bundle']['digest'][:12]}`.",
-            f"**Clips made from text** ({clips} long captions, 10 s each): the share that sounds "
-            "as asked to classifiers fitted on real renders only. Beside it what the same "
-            "classifiers make of the real clips, as they are and through the codec. The best of "
-            "several is chosen by MuLan's cosine, which knows nothing of the classifiers.",
-            report.table(
-                ["", *sources, "commonest class", "chance"],
-                [[question, *row.values()] for question, row in figures["adherence"].items()],
-            ),
-            "MuLan's cosine of texts and clips. MuLan also conditions the generation, so it is no "
-            "independent witness.",
-            report.table(
-                ["", "own text", "others' texts"],
-                [
-                    [name, row["matched"], row["mismatched"]]
-                    for name, row in figures["cosine"].items()
-                ],
-            ),
-            f"**MuLan** (retrieval among {pairs} held-out clips):",
-            report.table(
-                ["captions", f"text → audio R@{_K}", "mAP", f"audio → text R@{_K}", "mAP"],
-                [
-                    [
-                        kind,
-                        *(
-                            mulan[f"{kind} captions"][f"{way}/{name}"]
-                            for way in ("text_to_audio", "audio_to_text")
-                            for name in (f"recall_at_{_K}", "mean_average_precision")
-                        ),
-                    ]
-                    for kind in ("long", "any")
-                ],
-            ),
-            "How often a text has the very code of a clip, by level of MuLan's quantizer:",
-            report.table(
-                ["level", *range(1, len(mulan["code_agreement"]) + 1)],
-                [
-                    [label, *(level[key].value for level in mulan["code_agreement"])]
-                    for label, key in (("its own clip", "matched"), ("other clips", "mismatched"))
-                ],
-            ),
-            f"**Codec** ({clips} held-out clips; log-mel distance over 80 bands, lower is better; "
-            "scale-invariant SDR, higher is better, says nothing of a codec that codes no phases):",
-            report.table(
-                ["levels", "log-mel distance, dB", "SI-SDR, dB"],
-                [[q, row["log_mel_distance_db"], row["si_sdr_db"]] for q, row in codec.items()],
-            ),
-            f"**Size**: {figures['sizes']['megabytes']:.1f} MB in all.",
-            report.table(["model", *parameters], [["parameters", *parameters.values()]]),
-        ]
+    rows, files = [], {name: folder / f"{name}.safetensors" for name in bundle.components}
+    for name, part in bundle.components.items():
+        numbers = sum(np.size(array) for array in flatten(part.variables).values())
+        rows.append((name, numbers, files[name].stat().st_size / 1e6))
+    parameters = sum(row[1] for row in rows)
+    rows.append(("in all", parameters, sum(row[2] for row in rows)))
+    return Table(
+        title="Size",
+        note="as it lies on disk.",
+        head=("", "parameters", "MB"),
+        rows=tuple(rows),
+        digits=1,
     )

@@ -8,13 +8,16 @@ MusicLM, section 5.1):
 With C = RᵀR, R triangular, Tr (C₁ C₂)^½ is the nuclear norm of R₁ R₂ᵀ. No root of a covariance is
 taken, which in f32 is off and fails where a set has fewer vectors than dimensions.
 
-Shapes: N, M vectors, D embedding, K rows of a triangular factor, min(N, D).
+Shapes: N, M vectors or clips, W vectors of a clip, D embedding, K rows of a triangular factor,
+min(N, D).
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+
+from musiclm.evaluation import bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,21 @@ def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
         dimensions differ.
     """
     return distance(fit(x_ND), fit(y_MD))
+
+
+def of_clips(reference_MWD: np.ndarray, x_NWD: np.ndarray) -> bootstrap.Estimate:
+    """d² of two sets of clips, all vectors of a set pooled, with an interval over clips.
+
+    The interval is a jackknife's, and the reference stays.
+
+    Raises:
+      ValueError: as `frechet_distance`, or there are fewer than three clips.
+    """
+    dimension = x_NWD.shape[-1]
+    reference = fit(reference_MWD.reshape(-1, dimension))
+    return bootstrap.jackknife(
+        lambda chosen: distance(reference, fit(x_NWD[chosen].reshape(-1, dimension))), len(x_NWD)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Figures as Markdown tables, and their place in a README."""
+"""A report: tables of figures, as Markdown, as JSON, and their place in a README."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from musiclm.errors import UserError
 from musiclm.evaluation.bootstrap import Estimate
@@ -8,21 +10,74 @@ from musiclm.evaluation.bootstrap import Estimate
 BEGIN = "<!-- figures:begin -->"
 END = "<!-- figures:end -->"
 
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 2) -> str:
-    """A Markdown table; an `Estimate` shows as "value (low to high)", a float rounded."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell, digits) for cell in line)} |" for line in lines)
+Cell = Estimate | float | int | str
 
 
-def _cell(cell: object, digits: int) -> str:
-    if isinstance(cell, Estimate):
-        return f"{cell.value:.{digits}f} ({cell.low:.{digits}f} to {cell.high:.{digits}f})"
-    if isinstance(cell, float):
-        return f"{cell:.{digits}f}"
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    return str(cell)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Figures that belong together.
+
+    Attributes:
+      title: what they are of, unique in a report.
+      note: how they are measured, and which way is better.
+      rests_on: the models and data that the figures depend on, with their digests.
+      head: names of the columns; the first is of the rows' labels.
+      rows: a label and a cell for each further column; "" where there is no figure.
+      digits: behind the point.
+    """
+
+    title: str
+    note: str
+    rests_on: tuple[str, ...] = ()
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    digits: int = 2
+
+    def __post_init__(self):
+        if wrong := [row[0] for row in self.rows if len(row) != len(self.head)]:
+            raise ValueError(
+                f"Table {self.title!r}: the row {wrong[0]!r} has not the {len(self.head)} cells of "
+                f"the head {self.head}"
+            )
+
+    def markdown(self) -> str:
+        """Title, note and table; an `Estimate` shows as "value (low to high)"."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        table = "\n".join(f"| {' | '.join(map(self.show, line))} |" for line in lines)
+        rests_on = f" Rests on {' and '.join(self.rests_on)}." if self.rests_on else ""
+        return f"**{self.title}**: {self.note}{rests_on}\n\n{table}"
+
+    def record(self) -> dict[str, Any]:
+        """The same for JSON: figures by row and column, an `Estimate` as its fields."""
+        return {
+            "title": self.title,
+            "note": self.note,
+            "rests_on": list(self.rests_on),
+            "figures": {
+                str(label): {
+                    name: dataclasses.asdict(cell) if isinstance(cell, Estimate) else cell
+                    for name, cell in zip(self.head[1:], cells, strict=True)
+                    if cell != ""
+                }
+                for label, *cells in self.rows
+            },
+        }
+
+    def show(self, cell: Cell) -> str:
+        """A cell in words."""
+        if isinstance(cell, Estimate):
+            value, low, high = (f"{x:.{self.digits}f}" for x in (cell.value, cell.low, cell.high))
+            return f"{value} ({low} to {high})"
+        if isinstance(cell, float):
+            return f"{cell:.{self.digits}f}"
+        if isinstance(cell, int):
+            return f"{cell:,}"
+        return cell
+
+
+def markdown(opening: str, tables: Sequence[Table]) -> str:
+    """A report that begins with some words."""
+    return "\n\n".join([opening, *(table.markdown() for table in tables)])
 
 
 def insert(document: str, section: str) -> str:

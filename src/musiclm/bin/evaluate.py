@@ -1,0 +1,274 @@
+"""Measures a model on held-out clips of the corpus "gm", and writes a report of it.
+
+Clips are generated from held-out captions and compared with the real clips of these captions, by
+classifiers fitted on real clips only, by embeddings and by MuLan; the codec, the tokenizers and the
+stages are measured on real clips. Writes report.json, report.md and report.html with plots and
+players. Started again it finds the clips and what was computed of them.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from musiclm import api, errors, exit_codes
+from musiclm.bin import compilation_cache
+
+HELP = "measure a model on held-out clips, and write a report"
+EPILOG = """\
+examples:
+  musiclm data gm --out train --clips 1000 --seed 0
+  musiclm data gm --out held_out --clips 500 --seed 1 --held-out
+  musiclm evaluate --held-out held_out --train train --out report
+  musiclm evaluate --held-out held_out --train train --out report --clips 200 --best-of 4
+  musiclm evaluate --held-out held_out --train train --out report --folder "other model=songs"
+
+A folder holds clips as `musiclm generate` writes them, one for each caption that is asked for: the
+first long one of each held-out clip. The i-th clip is generated with seed i.
+"""
+
+SECONDS = 10.0
+# Clips generated at once. Part of what decides a clip's rounding, hence no option.
+BATCH = 16
+
+Entry = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `musiclm evaluate`."""
+    corpus = {"required": True, "type": pathlib.Path, "metavar": "CORPUS"}
+    parser.add_argument("--held-out", help="captions and clips to measure with", **corpus)
+    parser.add_argument("--train", help="clips to fit classifiers on and to compare with", **corpus)
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the report")
+    parser.add_argument(
+        "--model",
+        default=api.DEFAULT_MODEL,
+        metavar="BUNDLE",
+        help=f"name of a bundled model or folder of a bundle (default: {api.DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="BUNDLE",
+        help="a bundle whose MuLan, trained apart, is to judge too",
+    )
+    parser.add_argument(
+        "--folder",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="clips made elsewhere, to be measured as well; may be repeated",
+    )
+    for name, default, what in (
+        ("clips", 96, "captions to generate from"),
+        ("best-of", 1, "measure also the best of so many, chosen by MuLan"),
+        ("pairs", 500, "held-out clips for what needs no generating"),
+        ("fit-clips", 1000, "of --train"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
+    parser.add_argument(
+        "--readme", type=pathlib.Path, metavar="FILE", help="file that takes the tables as well"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures everything, then writes everything."""
+    if not 3 <= args.clips <= args.pairs or args.best_of < 1:
+        raise errors.UserError(
+            f"--clips {args.clips}, --pairs {args.pairs}, --best-of {args.best_of}: give 3 clips "
+            "or more, as many pairs at least, and 1 or more to choose from"
+        )
+    compilation_cache.enable()
+    from musiclm import bundle as bundles
+    from musiclm.evaluation import embeddings, figures, page, report, suite
+
+    if args.readme:  # a README without markers is told before hours of work
+        report.insert(_read_text(args.readme, "give a file that is there"), "")
+    bundle = bundles.load(args.model)
+    judges = [bundles.load(args.judge)] if args.judge else []
+    held_out = read_manifest(args.held_out, args.pairs)
+    train = read_manifest(args.train, args.fit_clips)
+    prompts = [suite.long_caption(entry) for entry in held_out[: args.clips]]
+    folders = dict(map(_named, args.folder))
+    files = {name: read_folder(folder, prompts) for name, folder in folders.items()}
+    for count in sorted({1, args.best_of}):
+        name = f"best of {count}" if count > 1 else "generated"
+        files[name] = generate(bundle, prompts, args.out / "clips", count)
+
+    rate = bundle.token_spec.sample_rate
+    with Bars() as bars:
+        measured = suite.Suite(
+            bundle=bundle,
+            judges=judges,
+            train=suite.Clips(waveform_NT=read_clips(_paths(train), rate), entries=train),
+            held_out=suite.Clips(waveform_NT=read_clips(_paths(held_out), rate), entries=held_out),
+            cache=embeddings.Cache(args.out / "embeddings"),
+            progress=bars.move,
+        )
+        made = {name: read_clips(paths, rate) for name, paths in files.items()}
+        tables = measured.tables(made, functools.partial(go_on, bundle))
+    tables.append(figures.size_table(bundles.find(args.model), bundle))
+    opening = (
+        f"{bundle.name}, digest {bundle.digest[:12]}, on combinations of attributes that training "
+        f"never saw: clips of {len(prompts)} long captions, {SECONDS:g} s each. In brackets 95 % "
+        "intervals."
+    )
+    clips = {
+        prompt: {name: os.path.relpath(paths[i], args.out) for name, paths in files.items()}
+        | {"real": os.path.relpath(held_out[i]["path"], args.out)}
+        for i, prompt in enumerate(prompts)
+    }
+    text = report.markdown(opening, tables)
+    record = {
+        "bundle": {"name": bundle.name, "digest": bundle.digest},
+        "tables": [table.record() for table in tables],
+    }
+    for name, content in (
+        ("report.md", text + "\n"),
+        ("report.html", page.page(f"Evaluation of {bundle.name}", opening, tables, clips)),
+        ("report.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
+    ):
+        bundles.write_beside(args.out / name, content.encode())
+    if args.readme:
+        readme = args.readme.read_text(encoding="utf-8")  # as it is now: work went on meanwhile
+        bundles.write_beside(args.readme, report.insert(readme, text).encode())
+    print(args.out / "report.html")
+    return exit_codes.DONE
+
+
+def read_manifest(corpus: pathlib.Path, count: int) -> list[Entry]:
+    """The first `count` clips of a corpus, each with the path of its audio.
+
+    Raises:
+      UserError: there is no such corpus, or it has fewer clips.
+    """
+    lines = _read_lines(corpus, "make the corpus with `musiclm data gm`")[:count]
+    if len(lines) < count:
+        raise errors.UserError(
+            f"{corpus} has {len(lines)} clips: {count} are needed, render more or ask for fewer"
+        )
+    return [{**entry, "path": corpus / entry["file"]} for entry in lines]
+
+
+def read_folder(folder: pathlib.Path, prompts: Sequence[str]) -> list[pathlib.Path]:
+    """The clip of each prompt in a folder that `musiclm generate` wrote.
+
+    Raises:
+      UserError: it has no manifest, or lacks a clip.
+    """
+    lines = _read_lines(folder, "give a folder that `musiclm generate` wrote")
+    files = {line["prompt"]: folder / line["file"] for line in lines}
+    if missing := [prompt for prompt in prompts if prompt not in files]:
+        raise errors.UserError(
+            f"{folder} lacks clips of {len(missing)} of {len(prompts)} captions, such as "
+            f"{missing[0]!r}: make them, or ask for fewer --clips"
+        )
+    return [files[prompt] for prompt in prompts]
+
+
+def _read_lines(folder: pathlib.Path, mend: str) -> list[Entry]:
+    return [json.loads(line) for line in _read_text(folder / "manifest.jsonl", mend).splitlines()]
+
+
+def _read_text(path: pathlib.Path, mend: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path} ({error.strerror}): {mend}") from error
+
+
+def _named(argument: str) -> tuple[str, pathlib.Path]:
+    name, given, folder = argument.partition("=")
+    if not (name and given and folder):
+        raise errors.UserError(f"--folder {argument!r}: give a name and a folder, NAME=DIR")
+    return name, pathlib.Path(folder)
+
+
+def _paths(entries: Sequence[Entry]) -> list[pathlib.Path]:
+    return [entry["path"] for entry in entries]
+
+
+def read_clips(paths: Sequence[pathlib.Path], sample_rate: int):
+    """Waveforms of `SECONDS` each, f32 [N, T]; shorter ones end in silence."""
+    import numpy as np
+
+    from musiclm import audio
+
+    length = round(SECONDS * sample_rate)
+    waveform_NT = np.zeros((len(paths), length), np.float32)
+    for waveform_T, path in zip(waveform_NT, paths, strict=True):
+        samples_T = audio.read_audio(path, sample_rate)[:length]
+        waveform_T[: len(samples_T)] = samples_T
+    return waveform_NT
+
+
+def generate(
+    bundle, prompts: Sequence[str], folder: pathlib.Path, best_of: int = 1
+) -> list[pathlib.Path]:
+    """Makes the clip of each prompt unless its file is there already.
+
+    The i-th has seed i, or is the best of several.
+    """
+    from tqdm import tqdm
+
+    from musiclm.api import MusicLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    what = f"best of {best_of}" if best_of > 1 else "generated"
+    names = [f"{bundle.digest} {SECONDS} {what} {seed} {text}" for seed, text in enumerate(prompts)]
+    files = [folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.wav" for name in names]
+    model = MusicLM(bundle)
+    for first in tqdm(range(0, len(prompts), BATCH), desc=what, unit="batch"):
+        batch = slice(first, first + BATCH)
+        if not all(file.is_file() for file in files[batch]):
+            clips = model.generate(
+                list(prompts[batch]), seconds=SECONDS, seed=first * best_of, best_of=best_of
+            )
+            for clip, file in zip(clips, files[batch], strict=True):
+                clip.save(file)
+    return files
+
+
+def go_on(bundle, condition_NQ, given_NT, num_tokens: int):
+    """Semantic tokens [N, num_tokens] that begin with the given ones, greedily."""
+    import jax
+    import numpy as np
+
+    from musiclm.sampler.logits import Sampling
+    from musiclm.sampler.stages import Stage
+
+    part = bundle.components["semantic"]
+    codes_NTQ = Stage(part.config, part.variables["params"]).generate(
+        {"mulan": condition_NQ},
+        jax.random.split(jax.random.key(0), len(condition_NQ)),
+        [Sampling(temperature=0.0)] * len(condition_NQ),
+        num_frames=num_tokens,
+        prompts=[np.asarray(given_T)[:, None] for given_T in given_NT],
+        prefilled=given_NT.shape[1],
+    )
+    return codes_NTQ[:, :, 0]
+
+
+class Bars(contextlib.AbstractContextManager):
+    """A progress bar for each thing at work."""
+
+    def __init__(self):
+        self._bars: dict[str, Any] = {}
+
+    def move(self, what: str, done: int, total: int) -> None:
+        """Shows how far something is."""
+        from tqdm import tqdm
+
+        if what not in self._bars:
+            self._bars[what] = tqdm(total=total, desc=what, unit="clip")
+        self._bars[what].update(done - self._bars[what].n)
+
+    def __exit__(self, *_) -> None:
+        for bar in self._bars.values():
+            bar.close()

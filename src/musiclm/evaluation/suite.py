@@ -1,0 +1,366 @@
+"""Everything that is measured of a bundle on the corpus "gm", from its clips to tables.
+
+Shapes: B batch, N clips, T samples or frames, D embedding.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from musiclm.bundle import Bundle
+from musiclm.evaluation import (
+    adherence,
+    codec_quality,
+    descriptors,
+    embeddings,
+    figures,
+    likelihood,
+    memorization,
+    semantic_tokens,
+    tagger,
+)
+from musiclm.evaluation.report import Table
+from musiclm.tokens import tokenizers
+from musiclm.tokens.layout import STAGES
+
+# Words of a class, to be compared with clips.
+_TAG_WORDS = {
+    "instrument": "{} music",
+    "drums": "music with {}",
+    "tempo": "{} music",
+    "key": "music in {}",
+}
+_SHUFFLES = 4  # versions of each clip that the semantic stage shall find less likely
+_MEMORIZED = 64  # training clips that it is asked to go on with
+_PROMPT_SECONDS = (0, 1, 2, 5)
+
+Progress = Callable[[str, int, int], None]
+# Semantic codes [N, T] after a condition [N, Q] and first codes [N, T'], greedily.
+GoOn = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Clips:
+    """Real clips and their lines in the manifest.
+
+    Attributes:
+      waveform_NT: f32, all of one length.
+      entries: of the manifest, see `data_pipelines.corpora.gm`.
+    """
+
+    waveform_NT: np.ndarray
+    entries: Sequence[Mapping[str, Any]]
+
+    @functools.cached_property
+    def truths(self) -> list[dict[str, str]]:
+        """What each clip is; see `adherence.answers`."""
+        return [adherence.answers(entry) for entry in self.entries]
+
+    @functools.cached_property
+    def prompts(self) -> list[str]:
+        """Of each clip the first caption that names every attribute."""
+        return [long_caption(entry) for entry in self.entries]
+
+    def first(self, count: int) -> "Clips":
+        """The first so many."""
+        return Clips(waveform_NT=self.waveform_NT[:count], entries=self.entries[:count])
+
+
+def long_caption(entry: Mapping[str, Any]) -> str:
+    """The first caption that names every attribute, or else the entry's own."""
+    return next((c["text"] for c in entry["captions"] if c["kind"] == "long"), entry["caption"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Suite:
+    """A bundle and what it is measured with.
+
+    Attributes:
+      bundle: the one to measure.
+      judges: further bundles, whose MuLans judge as well.
+      train: clips that classifiers are fitted on, and that sets of clips are compared with.
+      held_out: clips that nothing was fitted on.
+      cache: of what was computed of clips.
+      progress: called with what is at work, the clips done and the clips in all.
+    """
+
+    bundle: Bundle
+    judges: Sequence[Bundle] = ()
+    train: Clips
+    held_out: Clips
+    cache: embeddings.Cache
+    progress: Progress | None = None
+
+    def tables(self, made: Mapping[str, np.ndarray], go_on: GoOn) -> list[Table]:
+        """Measures everything.
+
+        Args:
+          made: waveforms [N, T] by source; the i-th was made of the i-th held-out prompt.
+          go_on: of the semantic stage, see `memorization_table`.
+        """
+        count = len(next(iter(made.values())))
+        real = self.held_out.first(count)
+        through_NT = codec_quality.reconstruct(self.codec, real.waveform_NT)
+        seen = {
+            **{source: self.look(clips_NT, source) for source, clips_NT in made.items()},
+            "real": self.real[:count],
+            "real through the codec": self.look(through_NT, "real through the codec"),
+        }
+        return [
+            *figures.adherence_tables(self.judge, seen, real.truths, self.fitted_on),
+            self.distance_table(seen),
+            figures.divergence_table(self.tagger, seen["real"], seen, self.fitted_on),
+            self.cosine_table(seen, real.prompts),
+            *self.mulan_tables(),
+            figures.codec_table(self.codec, real.waveform_NT, f"SoundStream of {self.name}"),
+            self.semantic_table(),
+            self.likelihood_table(real),
+            self.memorization_table(go_on),
+        ]
+
+    @property
+    def name(self) -> str:
+        """Of the bundle, with its digest."""
+        return _name(self.bundle)
+
+    @property
+    def rate(self) -> int:
+        """Of all waveforms, in Hz."""
+        return self.bundle.token_spec.sample_rate
+
+    @functools.cached_property
+    def codec(self) -> tokenizers.AcousticTokenizer:
+        """The bundle's SoundStream."""
+        return tokenizers.AcousticTokenizer.load(self.bundle.components["soundstream"])
+
+    @functools.cached_property
+    def semantic(self) -> tokenizers.SemanticTokenizer:
+        """The bundle's w2v-BERT with its clusters."""
+        return tokenizers.SemanticTokenizer.load(self.bundle.components["w2v_bert"])
+
+    @functools.cached_property
+    def mulans(self) -> dict[str, tokenizers.MuLanTokenizer]:
+        """The bundle's MuLan and those of the judges, by name."""
+        return {
+            f"MuLan of {_name(bundle)}": tokenizers.MuLanTokenizer.load(bundle.components["mulan"])
+            for bundle in (self.bundle, *self.judges)
+        }
+
+    def look(self, waveform_NT: Sequence[np.ndarray], what: str) -> list[embeddings.Arrays]:
+        """Descriptions and vectors of clips, by name; what was looked at before is not again."""
+
+        def at(waveform_T: np.ndarray) -> embeddings.Arrays:
+            return {
+                **descriptors.describe(waveform_T, self.rate),
+                "timbre": embeddings.timbre(waveform_T, self.rate),
+                **{name: m.embed_audio(waveform_T[None]) for name, m in self.mulans.items()},
+            }
+
+        done = 0
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.progress:
+                self.progress(what, done, len(waveform_NT))
+
+        depends_on = f"{_code_digest()} {self.rate} {sorted(self.mulans)}"
+        return self.cache.each(depends_on, waveform_NT, at, progress)
+
+    @functools.cached_property
+    def real(self) -> list[embeddings.Arrays]:
+        """Of the held-out clips."""
+        return self.look(self.held_out.waveform_NT, "held-out clips")
+
+    @functools.cached_property
+    def fitted(self) -> list[embeddings.Arrays]:
+        """Of the training clips, each followed by its degraded copy."""
+        rng = np.random.default_rng(0)
+        pairs = []
+        for waveform_T in self.train.waveform_NT:
+            degraded_T = adherence.degrade(
+                waveform_T, self.rate, rng, lambda x_BT: codec_quality.reconstruct(self.codec, x_BT)
+            )
+            pairs += [waveform_T, degraded_T]
+        return self.look(pairs, "clips to fit on")
+
+    @property
+    def fitted_on(self) -> str:
+        """In words."""
+        return f"classifiers fitted on {len(self.train.entries)} real clips and degraded copies"
+
+    @functools.cached_property
+    def judge(self) -> adherence.Judge:
+        """Of adherence."""
+        return adherence.fit(self.fitted, _twice(self.train.truths))
+
+    @functools.cached_property
+    def tagger(self) -> tagger.Tagger:
+        """Of the KLD."""
+        return tagger.fit(self.fitted, _twice(self.train.truths), tuple(self.judge.classifiers))
+
+    def distance_table(self, seen: Mapping[str, Sequence[embeddings.Arrays]]) -> Table:
+        """Fréchet distances to the training clips."""
+        own = next(iter(self.mulans))
+        spaces = {"timbre": "cepstra of 0.96 s windows, without trained weights", own: own}
+        short = {"timbre": "timbre", own: "MuLan"}
+
+        def vectors(looked: Sequence[embeddings.Arrays]) -> dict[str, np.ndarray]:
+            return {short[space]: np.stack([one[space] for one in looked]) for space in spaces}
+
+        return figures.distance_table(
+            vectors(self.fitted[::2]),
+            {source: vectors(looked) for source, looked in seen.items()},
+            {short[space]: told for space, told in spaces.items()},
+        )
+
+    def cosine_table(
+        self, seen: Mapping[str, Sequence[embeddings.Arrays]], prompts: Sequence[str]
+    ) -> Table:
+        """Texts beside clips, by every MuLan."""
+        text = {name: mulan.embed_text(prompts) for name, mulan in self.mulans.items()}
+        return figures.cosine_table(
+            text,
+            {
+                source: {name: _audio(looked, name) for name in text}
+                for source, looked in seen.items()
+            },
+        )
+
+    def mulan_tables(self) -> list[Table]:
+        """Of the bundle's MuLan on real clips."""
+        name, mulan = next(iter(self.mulans.items()))
+        audio_ND, long_ND = _audio(self.real, name), mulan.embed_text(self.held_out.prompts)
+        rng = np.random.default_rng(0)
+        drawn = [
+            entry["captions"][rng.integers(len(entry["captions"]))]["text"]
+            for entry in self.held_out.entries
+        ]
+        classes = {
+            question: sorted({truth[question] for truth in self.held_out.truths})
+            for question in _TAG_WORDS
+            if question in self.judge.classifiers
+        }
+        words = {
+            question: (names, mulan.embed_text([_TAG_WORDS[question].format(n) for n in names]))
+            for question, names in classes.items()
+        }
+        train = (_audio(self.fitted[::2], name), self.train.truths)
+        return [
+            figures.retrieval_table(
+                {"long": long_ND, "any": mulan.embed_text(drawn)}, audio_ND, name
+            ),
+            figures.agreement_table(
+                mulan.quantize(long_ND, "text"), mulan.quantize(audio_ND, "audio"), name
+            ),
+            figures.probe_table(words, train, (audio_ND, self.held_out.truths), name),
+        ]
+
+    def semantic_table(self) -> Table:
+        """Of semantic tokens on real clips, by questions that have two clips of every class."""
+        counts = {
+            question: Counter(truth[question] for truth in self.held_out.truths)
+            for question in self.judge.classifiers
+        }
+        return figures.semantic_table(
+            self.tokens(self.held_out.waveform_NT),
+            self.semantic.clusters["centroids_KD"],
+            self.held_out.truths,
+            [q for q, of_class in counts.items() if len(of_class) > 1 < min(of_class.values())],
+            f"w2v-BERT of {self.name}",
+        )
+
+    def likelihood_table(self, real: Clips) -> Table:
+        """Of the stages on real clips, given their prompts."""
+        mulan = next(iter(self.mulans.values()))
+        codes = {
+            "mulan": mulan.encode_text(real.prompts),
+            "semantic": self.tokens(real.waveform_NT),
+            "acoustic": np.concatenate([self.codec.encode(x_T[None]) for x_T in real.waveform_NT]),
+        }
+        stages = {name: self.bundle.components[name] for name in STAGES}
+
+        def nats(stage: str, **others: np.ndarray) -> np.ndarray:
+            part = stages[stage]
+            return likelihood.nats(part.config, part.variables["params"], {**codes, **others})
+
+        second = self.semantic.frame_rate
+        window = stages["semantic"].config.layout.target.num_frames
+        whole_NT = codes["semantic"][:, : window // second * second]
+        rest_NT = codes["semantic"][:, whole_NT.shape[1] : window]
+        rng = np.random.default_rng(0)
+        shuffled_NK = [
+            nats("semantic", semantic=np.concatenate([shuffled_NT, rest_NT], axis=1))
+            for shuffled_NT in (
+                semantic_tokens.shuffle_phrases(whole_NT, second, rng) for _ in range(_SHUFFLES)
+            )
+        ]
+        found = {stage: nats(stage) for stage in stages}
+        return figures.likelihood_table(
+            found,
+            {name: part.config.layout.target_codebook_size for name, part in stages.items()},
+            semantic_tokens.spot_the_real(-found["semantic"], -np.stack(shuffled_NK, axis=1)),
+            self.name,
+        )
+
+    def memorization_table(self, go_on: GoOn) -> Table:
+        """What the semantic stage gives back of training clips.
+
+        Args:
+          go_on: makes so many semantic tokens in all, greedily, of conditions and first tokens.
+        """
+        centroids_KD = self.semantic.clusters["centroids_KD"]
+        every_NT = self.tokens(self.train.waveform_NT)
+        pairs_P2 = memorization.permuted_pairs(len(every_NT), memorization.PERMUTED_PAIRS)
+        window = self.bundle.components["semantic"].config.layout.target.num_frames
+        num_tokens = min(memorization.TOKENS, window // 2)
+        compared = slice(num_tokens)
+        costs_P = memorization.transport_costs(
+            every_NT[pairs_P2[:, 0], compared], every_NT[pairs_P2[:, 1], compared], centroids_KD
+        )
+        cost_below = memorization.threshold(costs_P)
+        examples_NT = every_NT[:_MEMORIZED]
+        mulan = next(iter(self.mulans.values()))
+        condition_NQ = mulan.encode_text(self.train.prompts[:_MEMORIZED])
+        given = [second * self.semantic.frame_rate for second in _PROMPT_SECONDS]
+        found = memorization.measure(
+            lambda count: go_on(condition_NQ, examples_NT[:, :count], count + num_tokens)[
+                :, count:
+            ],
+            examples_NT,
+            centroids_KD,
+            cost_below=cost_below,
+            prompt_tokens=[count for count in given if count + num_tokens <= window],
+            num_tokens=num_tokens,
+        )
+        return figures.memorization_table(found, cost_below, self.name)
+
+    def tokens(self, waveform_NT: np.ndarray) -> np.ndarray:
+        """Semantic tokens [N, T]."""
+        return np.concatenate([self.semantic.encode(clip_T[None]) for clip_T in waveform_NT])
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Of the code that describes clips: what another version has computed is not taken."""
+    source = "".join(map(inspect.getsource, (descriptors, embeddings)))
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _name(bundle: Bundle) -> str:
+    return f"{bundle.name} ({bundle.digest[:12]})"
+
+
+def _twice(items: Sequence) -> list:
+    return [item for item in items for _ in range(2)]
+
+
+def _audio(looked: Sequence[embeddings.Arrays], name: str) -> np.ndarray:
+    """The vectors [N, D] of clips in a MuLan."""
+    return np.concatenate([one[name] for one in looked])

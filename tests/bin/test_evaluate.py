@@ -1,0 +1,162 @@
+"""`musiclm evaluate` on an untrained bundle and a corpus of tones."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from musiclm import audio
+from musiclm.bin import evaluate, main
+from musiclm.errors import UserError
+from musiclm.evaluation import report, suite
+
+RATE = 1_600
+
+
+@pytest.fixture
+def corpus(tmp_path) -> pathlib.Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines = []
+    for number in range(6):
+        instrument = ("flute", "piano")[number % 2]
+        tempo = ("slow", "medium", "fast")[number % 3]
+        time_T = np.arange(10 * RATE) / RATE
+        beats_T = np.exp(-4 * (time_T * (1, 2, 3)[number % 3] % 1))
+        samples_T = 0.5 * np.sin(2 * np.pi * (200 + 20 * number) * time_T) * beats_T
+        audio.write_wav(folder / f"{number}.wav", samples_T, RATE)
+        caption = f"{tempo} {instrument}"
+        entry = {
+            "file": f"{number}.wav",
+            "caption": caption,
+            "captions": [{"kind": "tags", "text": tempo}, {"kind": "long", "text": caption}],
+            "instrument": instrument,
+            "drums": number >= 3,
+            "tempo": tempo,
+        }
+        lines.append(json.dumps(entry) + "\n")
+    (folder / "manifest.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("musiclm.evaluation.memorization.PERMUTED_PAIRS", 10_000)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{report.BEGIN}\n{report.END}\nend\n")
+    out = tmp_path / "out"
+    songs = tmp_path / "songs"
+    songs.mkdir()
+    lines = []
+    for entry in evaluate.read_manifest(corpus, 3):  # the real clips, as another model's
+        prompt = suite.long_caption(entry)
+        lines.append(json.dumps({"prompt": prompt, "file": str(entry["path"])}) + "\n")
+    (songs / "manifest.jsonl").write_text("".join(lines))
+    arguments = [
+        *("evaluate", "--model", tiny_bundle, "--train", corpus, "--held-out", corpus),
+        *("--out", out, "--clips", 3, "--pairs", 6, "--fit-clips", 6, "--best-of", 2),
+        *("--judge", tiny_bundle, "--folder", f"copies={songs}", "--readme", readme),
+    ]
+    arguments = [str(argument) for argument in arguments]
+    assert main.main(arguments) == 0
+    written = [*(out / f"report.{kind}" for kind in ("json", "md", "html")), readme]
+    first = [path.read_text() for path in written]
+    record = json.loads(first[0])
+    figures = {table["title"]: table["figures"] for table in record["tables"]}
+    adherence = figures["Clips made from text"]
+    assert {"copies", "generated", "best of 2", "real"} <= set(adherence)
+    assert adherence["generated"]["tempo"]["n"] == 3
+    assert adherence["chance"]["instrument"] == 0.5
+    for name in ("Clips made from text", "Fréchet audio distance", "KLD", "MCC"):
+        assert figures[name]["copies"] == figures[name]["real"]
+    assert figures["KLD"]["real"]["KL(real ‖ clip)"]["value"] == 0
+    assert figures["MuLan's retrieval"]["long"]["text → audio R@10"]["value"] == 1
+    assert list(figures["Codec"]) == ["1", "2", "3"]
+    assert figures["Memorization"]["0"]["exact"]["n"] == 6
+    assert set(figures["Stages on real clips"]) == {"semantic", "coarse", "fine"}
+    assert first[1].strip() in first[3]
+    assert first[3].startswith("# Title\n")
+    assert first[3].endswith("end\n")
+    clips = sorted((out / "clips").iterdir())
+    assert len(clips) == 6
+    assert all(f"clips/{clip.name}" in first[2] for clip in clips)
+
+    # The second run finds the clips and their descriptions: it needs no chain, and writes the same.
+    monkeypatch.setattr("musiclm.api.MusicLM.generate", None)
+    monkeypatch.setattr("musiclm.evaluation.descriptors.describe", None)
+    assert main.main(arguments) == 0
+    assert [path.read_text() for path in written] == first
+    assert sorted((out / "clips").iterdir()) == clips
+
+
+def test_another_seed_prompt_or_bundle_is_another_file(tmp_path, monkeypatch):
+    made = []
+
+    class Model:
+        def __init__(self, bundle):
+            pass
+
+        def generate(self, prompts, *, seconds, seed, best_of):
+            made.append((prompts, seed, best_of))
+            return [audio.Waveform(np.zeros(round(seconds * RATE)), RATE) for _ in prompts]
+
+    class Bundle:
+        digest = "one"
+
+    monkeypatch.setattr("musiclm.api.MusicLM", Model)
+    monkeypatch.setattr(evaluate, "BATCH", 2)
+    files = evaluate.generate(Bundle, ["a", "a", "b"], tmp_path)
+    assert len(set(files)) == 3
+    assert made == [(["a", "a"], 0, 1), (["b"], 2, 1)]
+    files[2].unlink()
+    assert evaluate.generate(Bundle, ["a", "a", "b"], tmp_path) == files
+    assert made[2:] == [(["b"], 2, 1)]
+    assert not set(evaluate.generate(Bundle, ["a", "a", "b"], tmp_path, 4)) & set(files)
+    assert made[3:] == [(["a", "a"], 0, 4), (["b"], 8, 4)]
+    Bundle.digest = "two"
+    assert not set(evaluate.generate(Bundle, ["a", "a", "b"], tmp_path)) & set(files)
+
+
+def test_a_missing_or_short_corpus_is_told_in_one_line(corpus, tmp_path):
+    with pytest.raises(UserError, match="make the corpus"):
+        evaluate.read_manifest(tmp_path, 3)
+    with pytest.raises(UserError, match="has 6 clips: 7 are needed"):
+        evaluate.read_manifest(corpus, 7)
+
+
+def test_the_caption_with_every_attribute_is_the_prompt():
+    captions = [{"kind": "tags", "text": "t"}, {"kind": "long", "text": "l"}]
+    assert suite.long_caption({"caption": "c", "captions": captions}) == "l"
+    assert suite.long_caption({"caption": "c", "captions": captions[:1]}) == "c"
+
+
+def test_what_a_folder_lacks_is_told(tmp_path):
+    with pytest.raises(UserError, match="musiclm generate"):
+        evaluate.read_folder(tmp_path, ["a"])
+    (tmp_path / "manifest.jsonl").write_text('{"prompt": "a", "file": "0.wav"}\n')
+    assert evaluate.read_folder(tmp_path, ["a"]) == [tmp_path / "0.wav"]
+    with pytest.raises(UserError, match="lacks clips of 1 of 2 captions, such as 'b'"):
+        evaluate.read_folder(tmp_path, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--clips", "2"], "3 clips or more"),
+        (["--clips", "7", "--pairs", "6"], "as many pairs at least"),
+        (["--best-of", "0"], "1 or more to choose from"),
+        (["--folder", "songs"], "NAME=DIR"),
+        (["--readme", "missing.md"], "missing.md"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(
+    tiny_bundle, corpus, tmp_path, capsys, options, told
+):
+    given = ["--model", tiny_bundle, "--held-out", corpus, "--train", corpus]
+    sizes = ["--clips", "3", "--pairs", "6", "--fit-clips", "6"]
+    command = ["evaluate", *map(str, given), *sizes, "--out", str(tmp_path / "out"), *options]
+    assert main.main(command) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

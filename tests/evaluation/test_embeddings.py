@@ -1,0 +1,60 @@
+"""Timbre vectors, and what is kept of clips."""
+
+import numpy as np
+import pytest
+
+from musiclm.evaluation import embeddings
+
+RATE = 16_000
+
+
+def tone(hertz, seconds=3.0, partials=1):
+    time_T = np.arange(round(seconds * RATE)) / RATE
+    waves = [np.sin(2 * np.pi * hertz * n * time_T) / n for n in range(1, partials + 1)]
+    return (0.3 * np.sum(waves, axis=0)).astype(np.float32)
+
+
+def test_timbre_hears_partials_more_than_loudness():
+    plain_WD, loud_WD = (embeddings.timbre(gain * tone(220), RATE) for gain in (1.0, 0.1))
+    rich_WD = embeddings.timbre(tone(220, partials=8), RATE)
+    assert plain_WD.shape == (3, 40)
+    assert plain_WD.dtype == np.float32
+    np.testing.assert_allclose(loud_WD, plain_WD, atol=0.02)
+    assert np.linalg.norm(rich_WD - plain_WD) > 20 * np.linalg.norm(loud_WD - plain_WD)
+
+
+def test_timbre_of_silence_is_finite():
+    assert np.isfinite(embeddings.timbre(np.zeros(2 * RATE, np.float32), RATE)).all()
+
+
+@pytest.mark.parametrize(
+    "clip", [np.zeros(RATE // 2), np.zeros((2, RATE)), np.full(RATE, np.nan), np.zeros(0)]
+)
+def test_what_is_no_clip_is_told(clip):
+    with pytest.raises(ValueError, match=r"0\.96 s or more of finite mono samples"):
+        embeddings.timbre(clip, RATE)
+
+
+def test_the_content_of_a_clip_decides_what_is_computed(tmp_path):
+    looked = []
+
+    def compute(waveform_T):
+        looked.append(waveform_T[0])
+        return {"first": waveform_T[:1], "sum": waveform_T.sum()}
+
+    clips = np.arange(6, dtype=np.float32).reshape(3, 2)
+    cache, moved = [], []
+    first = embeddings.Cache(tmp_path / "here").each("sum", clips, compute, moved.append)
+    assert looked == [0, 2, 4]
+    assert moved == [1, 1, 1]
+    (tmp_path / "here").rename(tmp_path / "there")
+    cache = embeddings.Cache(tmp_path / "there")
+    again = cache.each("sum", clips[::-1], compute)
+    assert looked == [0, 2, 4]
+    for one, other in zip(first, again[::-1], strict=True):
+        np.testing.assert_array_equal(one["first"], other["first"])
+        assert one["sum"] == other["sum"]
+    cache.each("another sum", clips[:1], compute)
+    cache.each("sum", clips[:1] + np.float32(1e-6), compute)
+    assert len(looked) == 5
+    assert again[0]["first"].dtype == np.float32
