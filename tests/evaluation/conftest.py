@@ -13,6 +13,7 @@ import time
 import pytest
 
 _PATIENCE_SECONDS = 120  # of a busy machine
+_KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "ArrowRight": (39, "")}
 
 
 class Page:
@@ -58,14 +59,11 @@ class Page:
             f"box.y + box.height / 2])({found}.getBoundingClientRect())"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        """Presses and releases a key: a letter, a digit, "Enter" or "Tab"."""
-        code = {"Enter": 13, "Tab": 9}.get(key) or ord(key.upper())
-        text = {"Enter": "\r", "Tab": ""}.get(key, key)
+        """Presses and releases a key: a letter, a digit, " ", or one of `_KEYS`."""
+        code, text = _KEYS.get(key) or (ord(key.upper()), key)
         named = {"key": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **named)
         self.call("Input.dispatchKeyEvent", type="keyUp", **named)

@@ -187,9 +187,9 @@ def analyse(
     participants = [listening.read_answers(path, key) for path in answer_paths]
     figures = listening.analyse(participants, key, min_seconds=min_seconds)
     text = listening.markdown(figures)
-    sys.stdout.write(text)
     if out is not None:
         with staging.staged(out, last="listening.md") as folder:
             record = json.dumps(figures, ensure_ascii=False, indent=2, default=vars) + "\n"
             (folder / "listening.json").write_text(record, encoding="utf-8")
             (folder / "listening.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)

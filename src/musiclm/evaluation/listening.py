@@ -34,7 +34,15 @@ SCALE = {
 # Of the median answer; whoever is faster has not heard much of two clips.
 MIN_SECONDS = 10.0
 
-_STEPS = 10_000
+# The same five where it no longer matters which was A.
+_POINTS = {
+    "strongly first": 2,
+    "slightly first": 1,
+    "none": 0,
+    "slightly second": -1,
+    "strongly second": -2,
+}
+_STEPS = 100_000
 _TOLERANCE = 1e-10
 
 
@@ -124,12 +132,13 @@ def read_answers(path: str | os.PathLike[str], key: Key) -> Participant:
       UserError: the file can't be read, is damaged, or belongs to another test.
     """
     record = _read_object(path)
-    if "test" in record and record["test"] != key.test:
+    if record.get("test", key.test) != key.test:
         raise UserError(
             f"{str(path)!r} has answers of test {record['test']!r}, the key is of {key.test!r}: "
             "give the key that belongs to them"
         )
     try:
+        _typed(record, "test", str)
         participant = Participant(
             name=_typed(record, "participant", str),
             code=_typed(record, "code", str),
@@ -141,7 +150,7 @@ def read_answers(path: str | os.PathLike[str], key: Key) -> Participant:
             raise ValueError("there are no answers")
         if len(set(ids)) < len(ids):
             raise ValueError("a comparison is answered twice")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
             f"the answers {str(path)!r} are damaged ({why}): ask the participant for the file again"
@@ -216,8 +225,10 @@ def bradley_terry(wins_KK: np.ndarray) -> np.ndarray:
         (Ford, 1957), or the numbers are no counts.
     """
     wins_KK = np.asarray(wins_KK, np.float64)
-    if wins_KK.ndim != 2 or wins_KK.shape[0] != wins_KK.shape[1] or not (wins_KK >= 0).all():
-        raise ValueError(f"wins of shape {wins_KK.shape}: give counts, systems by systems")
+    if wins_KK.ndim != 2 or len(set(wins_KK.shape)) > 1 or len(wins_KK) < 2:
+        raise ValueError(f"wins of shape {wins_KK.shape}: give two or more systems by systems")
+    if not (wins_KK >= 0).all():
+        raise ValueError(f"wins from {wins_KK.min()}: give counts")
     wins_KK = wins_KK * (1 - np.eye(len(wins_KK)))
     components, _ = scipy.sparse.csgraph.connected_components(
         wins_KK > 0, directed=True, connection="strong"
@@ -232,11 +243,11 @@ def bradley_terry(wins_KK: np.ndarray) -> np.ndarray:
     for _ in range(_STEPS):
         before_K = strength_K
         weight_K = (games_KK / (strength_K[:, None] + strength_K)).sum(axis=1)
-        strength_K = won_K / weight_K if len(wins_KK) > 1 else strength_K
+        strength_K = won_K / weight_K
         strength_K = strength_K / np.exp(np.log(strength_K).mean())
         if np.abs(np.log(strength_K / before_K)).max() < _TOLERANCE:
-            break
-    return strength_K
+            return strength_K
+    raise ValueError(f"strengths still move after {_STEPS} steps: gather more even answers")
 
 
 def signed_rank(scores_N: Sequence[int]) -> float:
@@ -269,9 +280,7 @@ def analyse(
         if names.count(name) > 1:
             raise UserError(f"participant {name!r} answered in two files: give one of them")
     failed = [each for each in participants if not each.headphones]
-    fast = [
-        each for each in participants if each.headphones and each.median_seconds < min_seconds
-    ]
+    fast = [each for each in participants if each.headphones and each.median_seconds < min_seconds]
     counted = [each for each in participants if each not in failed and each not in fast]
     if not counted:
         raise UserError(
@@ -279,9 +288,7 @@ def analyse(
             f"{len(fast)} took less than {min_seconds:g} s an answer): ask more people"
         )
     answers = [answer for each in counted for answer in each.answers]
-    pairs = [
-        _compare(one, other, answers) for one, other in itertools.combinations(key.systems, 2)
-    ]
+    pairs = [_compare(one, other, answers) for one, other in itertools.combinations(key.systems, 2)]
     tested = [pair for pair in pairs if pair["answers"]]
     for pair in tested:
         pair["p_bonferroni"] = min(1.0, pair["p"] * len(tested))
@@ -312,14 +319,10 @@ def _compare(one: str, other: str, answers: Sequence[Answer]) -> dict[str, Any]:
         "systems": [one, other],
         "answers": len(scores_N),
         "wins": [sum(score > 0 for score in scores_N), sum(score < 0 for score in scores_N)],
-        "scores": {word: scores_N.count(score) for word, score in zip(_WORDS, _POINTS, strict=True)},
+        "scores": {word: scores_N.count(score) for word, score in _POINTS.items()},
         "mean_score": float(np.mean(scores_N)),
         "p": signed_rank(scores_N),
     }
-
-
-_WORDS = ("strongly first", "slightly first", "none", "slightly second", "strongly second")
-_POINTS = tuple(SCALE.values())
 
 
 def _systems(systems: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -388,9 +391,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     if "no_strengths" in figures:
         told.append(f"No strengths: {figures['no_strengths']}.")
     told += [
-        report.table(
-            ["first / second", "answers", *_WORDS, "mean", "p", "p × pairs"], pairs
-        ),
+        report.table(["first / second", "answers", *_POINTS, "mean", "p", "p × pairs"], pairs),
         "Mean: from 2, strongly for the first, to -2. p: Wilcoxon's signed-rank test on the five "
         f"points, two-sided; Bonferroni's correction for {len(pairs)} "
         f"pair{'s' if len(pairs) > 1 else ''}. Answers are taken for independent.",

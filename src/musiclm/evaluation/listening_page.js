@@ -285,13 +285,15 @@ function update(player) {
   button.setAttribute("aria-label", `${isPlaying ? "Pause" : "Play"} clip ${side.toUpperCase()}`);
   if (audio.duration) position.value = audio.currentTime / audio.duration;
   const seconds = heard(player);
-  told.textContent = seconds > 0 ? `${Math.round(seconds)} s heard` : "not heard yet";
+  told.textContent = seconds > 0 ? `${Math.floor(seconds)} s heard` : "not heard yet";
   const waiting = players.filter((each) => !isHeard(each));
   element("answer").querySelector("fieldset").disabled = waiting.length > 0;
   const chosen = new FormData(element("answer")).get("choice");
   element("answer").querySelector(".main").disabled = waiting.length > 0 || !chosen;
   const names = waiting.map((each) => each.side.toUpperCase()).join(" and ");
-  element("wanted").textContent = names ? `Listen to ${names} first.` : "";
+  element("wanted").textContent = names
+    ? `Listen to ${names} first, ${HEAR_SECONDS} seconds or more.`
+    : "";
 }
 
 function toggle(player) {

@@ -117,7 +117,8 @@ def design(
       UserError: fewer than two systems, no prompt that all have, or a number out of range.
     """
     if len(folders) < 2:
-        raise UserError(f"{len(folders)} folder to compare: give two or more")
+        plural = "s" * (len(folders) != 1)
+        raise UserError(f"{len(folders)} folder{plural} to compare: give two or more")
     if seed < 0:
         raise UserError(f"seed is {seed}: give 0 or more")
     systems = tuple(folders)
@@ -148,9 +149,7 @@ def design(
         # By name, and names are drawn: the order of a pair tells nothing.
         sides = sorted((names[system, *take], system) for system in pair)
         comparisons.append(
-            Comparison(
-                id=f"c{number:0{len(str(count))}d}", prompt=take[0], systems=dict(sides)
-            )
+            Comparison(id=f"c{number:0{len(str(count))}d}", prompt=take[0], systems=dict(sides))
         )
     return Test(
         title=title,
