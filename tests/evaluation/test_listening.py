@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musiclm.errors import UserError
-from musiclm.evaluation import listening
-from musiclm.evaluation.listening import Answer
+from musiclm.evaluation import listening, listening_answers
+from musiclm.evaluation.listening_answers import Answer
 
 SYSTEMS = ("small", "large", "real")
-KEY = listening.Key(
+KEY = listening_answers.Key(
     test="t",
     systems=SYSTEMS,
     comparisons={
@@ -25,7 +25,7 @@ KEY = listening.Key(
 
 
 def participant(name, *answers, headphones=True):
-    return listening.Participant(name=name, code="", headphones=headphones, answers=answers)
+    return listening_answers.Participant(name=name, code="", headphones=headphones, answers=answers)
 
 
 def between(one, other, *scores, seconds=30.0):
@@ -55,7 +55,7 @@ def people():
 
 
 def test_wins_by_hand(people):
-    figures = listening.analyse(people, KEY)
+    figures = listening.analyse(people, KEY, min_seconds=10)
     assert {name: (own["wins"], own["answers"]) for name, own in figures["systems"].items()} == {
         "small": (1, 6),
         "large": (3, 6),
@@ -73,18 +73,18 @@ def test_wins_by_hand(people):
 
 
 def test_p_is_scipys_times_the_pairs(people):
-    pairs = listening.analyse(people, KEY)["pairs"]
+    pairs = listening.analyse(people, KEY, min_seconds=10)["pairs"]
     for pair, scores in zip(pairs, ([2, -1, 0, -1], [-2, -1], [1, -2]), strict=True):
         assert pair["p"] == scipy.stats.wilcoxon(scores).pvalue
         assert pair["p_bonferroni"] == min(1.0, 3 * pair["p"])
     many = [participant("p", *between("small", "large", *[1, 2, 2, 1, -1] * 8))]
-    (pair,) = listening.analyse(many, KEY)["pairs"]
+    (pair,) = listening.analyse(many, KEY, min_seconds=10)["pairs"]
     assert pair["p"] == pair["p_bonferroni"] < 1e-4  # one pair alone has answers
 
 
 def test_ties_alone_are_no_evidence():
     people = [participant("p", *between("small", "large", 0, 0, 0))]
-    figures = listening.analyse(people, KEY)
+    figures = listening.analyse(people, KEY, min_seconds=10)
     assert figures["pairs"][0]["p"] == 1.0
     assert figures["systems"]["small"]["wins"] == figures["systems"]["large"]["wins"] == 0
     assert figures["systems"]["real"] == {"answers": 0, "wins": 0, "win_rate": None}
@@ -97,7 +97,7 @@ def test_who_heard_badly_or_too_little_is_left_out_and_counted(people):
     # It is the median that counts.
     people[0] = participant("p", *people[0].answers[1:], Answer("small", "large", 2, 1.0))
     figures = listening.analyse([deaf, *people, hasty, both], KEY, min_seconds=6)
-    assert figures["systems"] == listening.analyse(people, KEY)["systems"]
+    assert figures["systems"] == listening.analyse(people, KEY, min_seconds=10)["systems"]
     counts = {why: sorted(names) for why, names in figures["participants"].items()}
     assert counts == {
         "counted": ["p", "q"],
@@ -107,12 +107,12 @@ def test_who_heard_badly_or_too_little_is_left_out_and_counted(people):
     lenient = listening.analyse([*people, hasty], KEY, min_seconds=0)
     assert lenient["systems"]["small"]["wins"] == 4
     with pytest.raises(UserError, match="none of 2 participants counts"):
-        listening.analyse([deaf, hasty], KEY)
+        listening.analyse([deaf, hasty], KEY, min_seconds=10)
 
 
 def test_a_participant_counts_once(people):
     with pytest.raises(UserError, match="'p' answered in two files"):
-        listening.analyse([*people, people[0]], KEY)
+        listening.analyse([*people, people[0]], KEY, min_seconds=10)
 
 
 compared = st.sampled_from([("small", "large"), ("small", "real"), ("large", "real")])
@@ -127,15 +127,15 @@ def test_sides_change_nothing(drawn):
         Answer(each.other, each.one, -each.score, 30.0) if turn else each
         for each, (*_, turn) in zip(straight, drawn, strict=True)
     ]
-    figures = listening.analyse([participant("p", *straight)], KEY)
-    assert listening.analyse([participant("p", *turned)], KEY) == figures
+    figures = listening.analyse([participant("p", *straight)], KEY, min_seconds=10)
+    assert listening.analyse([participant("p", *turned)], KEY, min_seconds=10) == figures
     wins = sum(own["wins"] for own in figures["systems"].values())
     assert wins == sum(score != 0 for _, score, _ in drawn)
 
 
 def test_markdown_tells_all(people):
     people.append(participant("deaf", *between("small", "real", 2), headphones=False))
-    told = listening.markdown(listening.analyse(people, KEY))
+    told = listening.markdown(listening.analyse(people, KEY, min_seconds=10))
     assert "8 answers of 2 participants" in told
     assert "1 failed the headphones check" in told
     assert "| real | 4 | 3 | 0.75 (" in told
@@ -145,7 +145,7 @@ def test_markdown_tells_all(people):
 
 def test_a_system_that_won_everything_has_no_strength():
     people = [participant("p", *between("small", "real", -1, -2), *between("large", "real", 1, -1))]
-    figures = listening.analyse(people, KEY)
+    figures = listening.analyse(people, KEY, min_seconds=10)
     assert figures["strengths"] is None
     assert "| real | 4 | 3 | 0.75 (0.30 to 0.95) | – |" in listening.markdown(figures)
     assert "No strengths: some systems never lost" in listening.markdown(figures)
@@ -244,8 +244,8 @@ def write(path, record):
 
 
 def test_answers_are_read_by_their_sides(answers, tmp_path):
-    read = listening.read_answers(write(tmp_path / "a.json", answers), KEY)
-    assert read == listening.Participant(
+    read = listening_answers.read_answers(write(tmp_path / "a.json", answers), KEY)
+    assert read == listening_answers.Participant(
         name="p",
         code="ABCD-EFGH",
         headphones=True,
@@ -256,7 +256,7 @@ def test_answers_are_read_by_their_sides(answers, tmp_path):
 
 def test_a_key_survives_its_file(tmp_path):
     (tmp_path / "key.json").write_text(KEY.to_json())
-    assert listening.read_key(tmp_path / "key.json") == KEY
+    assert listening_answers.read_key(tmp_path / "key.json") == KEY
 
 
 @pytest.mark.parametrize(
@@ -282,11 +282,13 @@ def test_a_key_survives_its_file(tmp_path):
 def test_damaged_answers_are_told(answers, tmp_path, damage, told):
     damage(answers)
     with pytest.raises(UserError, match=told):
-        listening.read_answers(write(tmp_path / "a.json", answers), KEY)
+        listening_answers.read_answers(write(tmp_path / "a.json", answers), KEY)
 
 
 @pytest.mark.parametrize("text", ["", "[", "3", "\xff", "[" * 100_000])
-@pytest.mark.parametrize("read", [listening.read_key, lambda p: listening.read_answers(p, KEY)])
+@pytest.mark.parametrize(
+    "read", [listening_answers.read_key, lambda p: listening_answers.read_answers(p, KEY)]
+)
 def test_what_is_no_json_is_told(tmp_path, text, read):
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"a\.json' is no JSON"):
@@ -304,9 +306,9 @@ def test_what_is_no_json_is_told(tmp_path, text, read):
 )
 def test_what_is_no_key_is_told(tmp_path, record):
     with pytest.raises(UserError, match="no key of a listening test"):
-        listening.read_key(write(tmp_path / "k.json", record))
+        listening_answers.read_key(write(tmp_path / "k.json", record))
 
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        listening.read_key(tmp_path / "none.json")
+        listening_answers.read_key(tmp_path / "none.json")

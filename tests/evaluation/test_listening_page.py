@@ -10,7 +10,7 @@ import soundfile
 
 from musiclm import audio
 from musiclm.errors import UserError
-from musiclm.evaluation import listening, listening_page
+from musiclm.evaluation import listening, listening_answers, listening_page
 
 RATE = 8_000
 SECONDS = 0.3
@@ -302,7 +302,7 @@ def test_from_the_start_to_the_analysis(made, open_page, browser, tmp_path):
         assert max(each["listened"].values()) <= SECONDS + 0.01
         assert each["seconds"] > SECONDS
 
-    participant = listening.read_answers(saved, key)
+    participant = listening_answers.read_answers(saved, key)
     assert participant.name == "p 1/é"
     figures = listening.analyse([participant], key, min_seconds=0)
     assert figures["participants"]["counted"] == {"p 1/é": record["code"]}

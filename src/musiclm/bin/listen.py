@@ -37,7 +37,8 @@ Every DIR has a manifest.jsonl as `musiclm generate` writes it, a line a clip wi
 "file". Clips of one prompt are compared: they must have one length and one sample rate.
 Participants open test/index.html?participant=NAME, each with a NAME of their own, which decides the
 order and the sides; without one the page draws a name. They need headphones, which the page checks,
-and send back the file that it saves at the end.
+and send back the file that it saves at the end. Clips are copied in mono and 16 bits, without the
+comment that tells what made them; nobody evens out their loudness.
 """
 _ANALYSE = """\
 Counts the answers: wins of each system with Wilson's intervals and Bradley and Terry's strengths;
@@ -179,12 +180,12 @@ def analyse(
     Raises:
       UserError: a file is damaged or of another test, or no participant counts.
     """
-    from musiclm.evaluation import listening
+    from musiclm.evaluation import listening, listening_answers
 
     if not min_seconds >= 0:
         raise errors.UserError(f"--min-seconds is {min_seconds}: give 0 or more")
-    key = listening.read_key(key_path)
-    participants = [listening.read_answers(path, key) for path in answer_paths]
+    key = listening_answers.read_key(key_path)
+    participants = [listening_answers.read_answers(path, key) for path in answer_paths]
     figures = listening.analyse(participants, key, min_seconds=min_seconds)
     text = listening.markdown(figures)
     if out is not None:

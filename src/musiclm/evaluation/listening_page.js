@@ -245,7 +245,7 @@ const players = Array.from(document.querySelectorAll(".player"), (box) => ({
   box,
   button: box.querySelector("button"),
   position: box.querySelector("input"),
-  told: box.querySelector("output"),
+  told: box.querySelector(".told"),
   audio: box.querySelector("audio"),
 }));
 let shownAt = 0;
@@ -291,9 +291,9 @@ function update(player) {
   const chosen = new FormData(element("answer")).get("choice");
   element("answer").querySelector(".main").disabled = waiting.length > 0 || !chosen;
   const names = waiting.map((each) => each.side.toUpperCase()).join(" and ");
-  element("wanted").textContent = names
-    ? `Listen to ${names} first, ${HEAR_SECONDS} seconds or more.`
-    : "";
+  const wanted = names ? `Listen to ${names} first, ${HEAR_SECONDS} seconds or more.` : "";
+  // Only what changed is read out.
+  if (element("wanted").textContent !== wanted) element("wanted").textContent = wanted;
 }
 
 function toggle(player) {

@@ -18,7 +18,7 @@ import numpy as np
 
 from musiclm import audio
 from musiclm.errors import UserError
-from musiclm.evaluation import listening
+from musiclm.evaluation import listening_answers
 
 MANIFEST = "manifest.jsonl"
 PAGE = "index.html"
@@ -168,7 +168,7 @@ def _up_to(wish: int | None, most: int, what: str, where: str) -> int:
     return wish
 
 
-def write(test: Test, folder: pathlib.Path) -> listening.Key:
+def write(test: Test, folder: pathlib.Path) -> listening_answers.Key:
     """Writes the page and the clips.
 
     Clips are written anew, mono and 16-bit: a WAV of ours tells in a comment what made it.
@@ -198,14 +198,14 @@ def write(test: Test, folder: pathlib.Path) -> listening.Key:
     ]
     content = {
         "title": test.title,
-        "scale": list(listening.SCALE),
+        "scale": list(listening_answers.SCALE),
         "comparisons": comparisons,
         "perParticipant": test.per_participant,
     }
     digest.update(json.dumps(content, sort_keys=True).encode())
     content = {"test": digest.hexdigest()[:16], **content}
     (folder / PAGE).write_text(_page(content), encoding="utf-8")
-    return listening.Key(
+    return listening_answers.Key(
         test=content["test"],
         systems=test.systems,
         comparisons={each.id: each.systems for each in test.comparisons},
