@@ -1,5 +1,6 @@
 """Answers, and what is computed of them: by hand, beside scipy, and of planted strengths."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -141,6 +142,13 @@ def test_markdown_tells_all(people):
     assert "| real | 4 | 3 | 0.75 (" in told
     assert "| small / large | 4 | 1 | 0 | 1 | 2 | 0 | +0.00 |" in told
     assert "No strengths" not in told
+
+
+def test_no_preference_is_half_a_win_to_strengths():
+    key = dataclasses.replace(KEY, systems=("small", "large"))
+    people = [participant("p", *between("small", "large", 2, 1, 0, 0))]  # 3 to 1
+    figures = listening.analyse(people, key, min_seconds=10)
+    assert figures["strengths"] == pytest.approx({"small": 3**0.5, "large": 3**-0.5})
 
 
 def test_a_system_that_won_everything_has_no_strength():

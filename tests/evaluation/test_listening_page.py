@@ -97,13 +97,16 @@ def test_a_seed_decides_and_another_decides_otherwise(folders):
 
 
 def test_names_and_orders_tell_no_system(folders):
-    """Over seeds, each system has as many first names and first places as the others."""
-    first_clip, first_place = collections.Counter(), collections.Counter()
+    """Over seeds, each system has as many first names and places as the others, and each pair."""
+    first_clip, first_place, first_pair = (collections.Counter() for _ in range(3))
     for seed in range(300):
         test = listening_page.design(folders, seed=seed)
         first_clip[test.clips[min(test.clips)].parent.name] += 1
         first_place.update(next(iter(each.systems.values())) for each in test.comparisons)
-    assert min(first_clip[name] for name in SYSTEMS) > 70  # of 100 expected
+        first_pair[frozenset(test.comparisons[0].systems.values())] += 1
+    assert len(first_pair) == 3
+    assert min(first_pair.values()) > 70  # of 100 expected
+    assert min(first_clip[name] for name in SYSTEMS) > 70
     assert min(first_place[name] for name in SYSTEMS) > 800  # of 900
 
 

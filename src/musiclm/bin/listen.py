@@ -38,7 +38,7 @@ Every DIR has a manifest.jsonl as `musiclm generate` writes it, a line a clip wi
 Participants open test/index.html?participant=NAME, each with a NAME of their own, which decides the
 order and the sides; without one the page draws a name. They need headphones, which the page checks,
 and send back the file that it saves at the end. Clips are copied in mono and 16 bits, without the
-comment that tells what made them; nobody evens out their loudness.
+comment that tells what made them; their loudness stays as it is.
 """
 _ANALYSE = """\
 Counts the answers: wins of each system with Wilson's intervals and Bradley and Terry's strengths;
