@@ -32,7 +32,7 @@ PYTEST = .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=
 
 setup-test:  ## Makes .venv with what the tests need, and the system packages
 	@scripts/setup_venv.sh dev
-	@scripts/setup_system.sh
+	@scripts/setup_system.sh chromium
 
 test: setup-test  ## Runs every test
 	$(PYTEST)

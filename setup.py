@@ -62,7 +62,7 @@ setup(
         "data_pipelines": "data_pipelines",
         "tpu_launch": "tpu_launch",
     },
-    package_data={"musiclm": ["bundles/*/*"]},
+    package_data={"musiclm": ["bundles/*/*", "evaluation/listening_page.*"]},
     install_requires=CORE,
     extras_require={
         "data": DATA,

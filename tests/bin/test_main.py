@@ -44,6 +44,7 @@ def run(capsys, *argv: str) -> tuple[int, str]:
         (["generate", "flute", "--volume", "11"], "--volume"),
         (["describe"], "GIN_FILE"),
         (["inspect"], "FILE"),
+        (["listen"], "ACTION"),
         (["describe", "no/such.gin"], "'no/such.gin'"),
         (["data"], "CORPUS"),
         (["data", "spotify"], "invalid choice: 'spotify'"),
@@ -72,7 +73,7 @@ def test_help_has_examples(capsys, command):
     "argv",
     [
         ["--help"],
-        *([command, "--help"] for command in ("generate", "describe", "inspect")),
+        *([command, "--help"] for command in ("generate", "describe", "inspect", "listen")),
         ["generate", ""],
     ],
 )
