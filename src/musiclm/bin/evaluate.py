@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a bundle whose MuLan, trained apart, is to judge too",
     )
     parser.add_argument(
+        "--vggish",
+        metavar="FILE",
+        help="published weights of VGGish, for distances in its embedding as well",
+    )
+    parser.add_argument(
         "--folder",
         action="append",
         default=[],
@@ -86,7 +91,14 @@ def run(args: argparse.Namespace) -> int:
         )
     compilation_cache.enable()
     from musiclm import bundle as bundles
-    from musiclm.evaluation import embeddings, figures, page, report, suite
+    from musiclm.models import vggish
+
+    try:
+        from musiclm.evaluation import embeddings, figures, page, report, suite
+    except ModuleNotFoundError as error:
+        raise errors.UserError(
+            f"evaluation needs more packages ({error}): pip install 'musiclm[eval]'"
+        ) from error
 
     if args.readme:  # a README without markers is told before hours of work
         report.insert(_read_text(args.readme, "give a file that is there"), "")
@@ -109,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
             train=suite.Clips(waveform_NT=read_clips(_paths(train), rate), entries=train),
             held_out=suite.Clips(waveform_NT=read_clips(_paths(held_out), rate), entries=held_out),
             cache=embeddings.Cache(args.out / "embeddings"),
+            vggish=vggish.load(args.vggish) if args.vggish else None,
             progress=bars.move,
         )
         made = {name: read_clips(paths, rate) for name, paths in files.items()}

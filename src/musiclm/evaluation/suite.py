@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from musiclm.bundle import Bundle
+from musiclm import audio
+from musiclm.bundle import Bundle, flatten
 from musiclm.evaluation import (
     adherence,
     codec_quality,
@@ -26,6 +27,7 @@ from musiclm.evaluation import (
     tagger,
 )
 from musiclm.evaluation.report import Table
+from musiclm.models import vggish
 from musiclm.tokens import tokenizers
 from musiclm.tokens.layout import STAGES
 
@@ -39,6 +41,7 @@ _TAG_WORDS = {
 _SHUFFLES = 4  # versions of each clip that the semantic stage shall find less likely
 _MEMORIZED = 64  # training clips that it is asked to go on with
 _PROMPT_SECONDS = (0, 1, 2, 5)
+_VGGISH = "vggish"
 
 Progress = Callable[[str, int, int], None]
 # Semantic codes [N, T] after a condition [N, Q] and first codes [N, T'], greedily.
@@ -87,6 +90,7 @@ class Suite:
       train: clips that classifiers are fitted on, and that sets of clips are compared with.
       held_out: clips that nothing was fitted on.
       cache: of what was computed of clips.
+      vggish: parameters of VGGish, where there are any; see `models.vggish.load`.
       progress: called with what is at work, the clips done and the clips in all.
     """
 
@@ -95,6 +99,7 @@ class Suite:
     train: Clips
     held_out: Clips
     cache: embeddings.Cache
+    vggish: Mapping[str, Any] | None = None
     progress: Progress | None = None
 
     def tables(self, made: Mapping[str, np.ndarray], go_on: GoOn) -> list[Table]:
@@ -156,11 +161,15 @@ class Suite:
         """Descriptions and vectors of clips, by name; what was looked at before is not again."""
 
         def at(waveform_T: np.ndarray) -> embeddings.Arrays:
-            return {
+            looked = {
                 **descriptors.describe(waveform_T, self.rate),
                 "timbre": embeddings.timbre(waveform_T, self.rate),
                 **{name: m.embed_audio(waveform_T[None]) for name, m in self.mulans.items()},
             }
+            if self.vggish is not None:
+                heard_T = audio.resample(waveform_T, self.rate, vggish.SAMPLE_RATE)
+                looked[_VGGISH] = vggish.embed(self.vggish, heard_T)
+            return looked
 
         done = 0
 
@@ -170,8 +179,17 @@ class Suite:
             if self.progress:
                 self.progress(what, done, len(waveform_NT))
 
-        depends_on = f"{_code_digest()} {self.rate} {sorted(self.mulans)}"
+        depends_on = f"{_code_digest()} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
         return self.cache.each(depends_on, waveform_NT, at, progress)
+
+    @functools.cached_property
+    def _vggish_digest(self) -> str:
+        if self.vggish is None:
+            return "without VGGish"
+        digest = hashlib.sha256()
+        for _, array in sorted(flatten(self.vggish).items()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:12]
 
     @functools.cached_property
     def real(self) -> list[embeddings.Arrays]:
@@ -210,6 +228,9 @@ class Suite:
         own = next(iter(self.mulans))
         spaces = {"timbre": "cepstra of 0.96 s windows, without trained weights", own: own}
         short = {"timbre": "timbre", own: "MuLan"}
+        if self.vggish is not None:
+            spaces[_VGGISH] = f"VGGish ({self._vggish_digest})"
+            short[_VGGISH] = "VGGish"
 
         def vectors(looked: Sequence[embeddings.Arrays]) -> dict[str, np.ndarray]:
             return {short[space]: np.stack([one[space] for one in looked]) for space in spaces}
