@@ -1,4 +1,4 @@
-"""VGGish: its front end, its layers and its published names; the weights themselves are not here."""
+"""VGGish: its front end, its layers and its published names, with random weights."""
 
 import jax
 import jax.numpy as jnp
