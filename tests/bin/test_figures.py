@@ -9,7 +9,7 @@ import pytest
 from musiclm import audio
 from musiclm.bin import figures
 from musiclm.errors import UserError
-from musiclm.evaluation import report
+from musiclm.evaluation import adherence, report
 
 RATE = 1_600
 
@@ -34,6 +34,12 @@ def corpus(tmp_path) -> pathlib.Path:
             "instrument": instrument,
             "drums": number >= 3,
             "tempo": tempo,
+            "tonic": number,
+            "mode": ("major", "minor")[number % 2],
+            "register": ("low", "mid", "high")[number // 2],
+            "density": ("sparse", "moderate", "dense")[number % 3],
+            "bass": number % 2 == 0,
+            "chords": number % 3 == 0,
         }
         lines.append(json.dumps(entry) + "\n")
     (folder / "manifest.jsonl").write_text("".join(lines))
@@ -60,7 +66,9 @@ def test_figures_are_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     assert list(record["codec"]) == ["1", "2", "3"]
     for source in ("generated", "best of 2"):
         assert record["adherence"]["tempo"][source]["n"] == 3
+    assert set(record["adherence"]) == set(adherence.QUESTIONS)
     assert record["adherence"]["instrument"]["chance"] == 0.5
+    assert record["adherence"]["key"]["chance"] == 1 / 24
     assert record["mulan"]["long captions"]["text_to_audio/recall_at_10"]["value"] == 1
     assert first[1].strip() in first[2]
     assert first[2].startswith("# Title\n")

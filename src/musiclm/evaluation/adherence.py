@@ -16,9 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from musiclm.evaluation import descriptors
+from musiclm.evaluation import descriptors, key_finder
 
-QUESTIONS = ("instrument", "drums", "tempo")
+QUESTIONS = ("instrument", "drums", "tempo", "key", "register", "density", "bass", "chords")
 _PERMUTATIONS = 9_999  # the least p-value is one in 10,000
 
 # One description of a clip: a vector for each question.
@@ -29,8 +29,11 @@ def answers(entry: Mapping[str, Any]) -> dict[str, str]:
     """The true class of each question, from a clip's line in the manifest of "gm"."""
     return {
         "instrument": entry["instrument"],
-        "drums": "drums" if entry["drums"] else "no drums",
         "tempo": entry["tempo"],
+        "key": key_finder.name(entry["tonic"], entry["mode"]),
+        "register": entry["register"],
+        "density": entry["density"],
+        **{part: part if entry[part] else f"no {part}" for part in ("drums", "bass", "chords")},
     }
 
 
@@ -108,7 +111,7 @@ def permutation_p(
 
 
 def fit(descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]) -> Judge:
-    """Fits a support vector machine to each question.
+    """Fits a support vector machine to each question, but for the key: see `KeyFinder`.
 
     Args:
       descriptions: of real clips, see `descriptors.describe`.
@@ -122,9 +125,12 @@ def fit(descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]
     classifiers = {}
     for question in QUESTIONS:
         truth_N = np.array([truth[question] for truth in truths])
-        # Balanced: a class that the corpus happens to have more of is no likelier an answer.
-        machine = make_pipeline(StandardScaler(), SVC(C=3.0, class_weight="balanced"))
-        classifiers[question] = machine.fit(_stack(descriptions, question), truth_N)
+        if question == "key":
+            classifier = key_finder.KeyFinder()
+        else:
+            # Balanced: a class that the corpus happens to have more of is no likelier an answer.
+            classifier = make_pipeline(StandardScaler(), SVC(C=3.0, class_weight="balanced"))
+        classifiers[question] = classifier.fit(_stack(descriptions, question), truth_N)
     return Judge(classifiers)
 
 
