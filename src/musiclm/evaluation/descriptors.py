@@ -34,7 +34,7 @@ _PARTIAL_LAGS = (
     14, 16, 18, 19, 20, 24, 26, 28, 30, 31, 32, 33.67, 34, 36,
 )  # fmt: skip
 _FIRST, _LAST = 0.5, 1.2  # seconds: a tune sets out from its tonic and comes to rest on it
-_BASS = 16  # notes, to G2
+_BASS, _ABOVE_BASS = 16, 12  # notes to G2, and from E2
 _MELODY = 40  # MIDI pitch: onsets of lower notes are the bass's
 _ONSET_WIDTHS = (3, 5, 8)  # frames of 32 ms
 _ONSET_RANKS = (4, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64)
@@ -68,6 +68,7 @@ def describe(waveform_T: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
         _contrast(_decibels(magnitude_NF)),
         _partials(samples_T),
     ]
+    levels = _levels(strength_NP)
     pulses_RB = _pulses(decibels_NM)
     vectors = {
         "instrument": timbre,
@@ -75,14 +76,14 @@ def describe(waveform_T: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
         "tempo": [pulses_RB.ravel()],
         "key": [_chromas(strength_NP)],
         # How a note is coloured tells how high it is, and whether it is alone.
-        "register": [*timbre, _levels(strength_NP)],
+        "register": [*timbre, levels],
         # Notes are counted a beat; the beat's rate is coarser here, so that it doesn't drown them.
         "density": [
             _note_onsets(samples_T),
             pulses_RB[:-1].mean(axis=1).reshape(-1, 2).mean(axis=1),
         ],
-        "bass": [*timbre, _levels(strength_NP)],
-        "chords": [*timbre, _intervals(strength_NP[:, 12:])],
+        "bass": [*timbre, levels],
+        "chords": [*timbre, _intervals(strength_NP[:, _ABOVE_BASS:])],
     }
     return {name: np.concatenate(parts).astype(np.float32) for name, parts in vectors.items()}
 

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 MODES = ("major", "minor")
+_DECAY = 1e-4  # weight of the profiles' squares in the loss
 
 
 def name(tonic: int, mode: str) -> str:
@@ -35,14 +36,10 @@ class KeyFinder(ClassifierMixin, BaseEstimator):
     mode, even one that was never fitted.
 
     Attributes:
-      decay: weight of the profiles' squares in the loss.
       classes_: the 24 keys, str [K], see `name`.
       profile_: f64 [2, 12 C], by mode.
       offset_: f64 [2], by mode.
     """
-
-    def __init__(self, decay: float = 1e-4):
-        self.decay = decay
 
     def fit(self, chromas_ND: np.ndarray, key_N: Sequence[str]) -> "KeyFinder":
         """Fits the profiles by L-BFGS.
@@ -54,8 +51,9 @@ class KeyFinder(ClassifierMixin, BaseEstimator):
         Raises:
           ValueError: a key is none of the 24.
         """
-        for unknown in sorted(set(key_N) - set(KEYS)):
-            raise ValueError(f"key {unknown!r}: must be one of {', '.join(KEYS)}")
+        unknown = sorted(set(map(str, key_N)) - set(KEYS))
+        if unknown:
+            raise ValueError(f"key {unknown[0]!r}: must be one of {', '.join(KEYS)}")
         turned_NTD = _turn(chromas_ND)
         true_NK = np.asarray(key_N)[:, None] == KEYS
         size = turned_NTD.shape[2]
@@ -66,8 +64,8 @@ class KeyFinder(ClassifierMixin, BaseEstimator):
             excess_NMT = (np.exp(log_p_NK) - true_NK).reshape(-1, 2, 12) / len(true_NK)
             slope = np.einsum("nmt,ntd->md", excess_NMT, turned_NTD, optimize=True)
             slopes = np.concatenate([slope.ravel(), excess_NMT.sum(axis=(0, 2))])
-            value = -log_p_NK[true_NK].mean() + self.decay * weights @ weights
-            return value, slopes + 2 * self.decay * weights
+            value = -log_p_NK[true_NK].mean() + _DECAY * weights @ weights
+            return value, slopes + 2 * _DECAY * weights
 
         best = scipy.optimize.minimize(loss, np.zeros(2 * size + 2), jac=True, method="L-BFGS-B")
         self.profile_, self.offset_ = best.x[:-2].reshape(2, size), best.x[-2:]
