@@ -1,4 +1,4 @@
-"""The judge on synthetic music: plucks of two timbres, with or without noise hits, at three tempi.
+"""The judge on synthetic music: plucks of two timbres in all keys, with or without other parts.
 
 The real corpus needs a soundfont; what is tested here is that each question is answered by what it
 asks for, through loudness changes and poor channels.
@@ -33,8 +33,8 @@ def _clip(rng, seconds=5.0):
     """A clip and its true classes: notes of a scale on the beat, and between beats where dense."""
     truth = _truth(rng)
     beat = 60 / rng.uniform(*BPM[truth["tempo"]])
-    tonic, mode = divmod(list(key_finder.KEYS).index(truth["key"]), 12)[::-1]
-    scale = SCALES[key_finder.MODES[mode]]
+    tonic_name, mode = truth["key"].split()
+    tonic, scale = key_finder.TONICS.index(tonic_name), SCALES[mode]
     waveform_T = np.zeros(round(seconds * RATE))
 
     def add(onset, sound_T):
@@ -61,7 +61,7 @@ def _clip(rng, seconds=5.0):
                 pluck(onset, 54 + (tonic + scale[degree] - 54) % 12, PARTIALS["dull"], 0.6)
         if truth["drums"] == "drums":
             decay_T = np.exp(-np.arange(RATE // 4) / (0.03 * RATE))
-            add(onset, rng.standard_normal(len(decay_T)) * decay_T)
+            add(onset, 2 * rng.standard_normal(len(decay_T)) * decay_T)
     return (0.5 * waveform_T / np.abs(waveform_T).max()).astype(np.float32), truth
 
 
@@ -92,7 +92,6 @@ def test_classes_are_told_apart_through_every_channel(judge, channel):
     assert right["density"].mean() >= 0.8
     assert right["bass"].mean() >= 0.9
     assert right["chords"].mean() >= 0.8
-    print({k: round(float(v.mean()), 2) for k, v in right.items()})
 
 
 def test_fitting_twice_gives_the_same_answers():
@@ -111,14 +110,13 @@ def test_the_order_of_clips_does_not_matter():
     clips = [_clip(rng, 2.5) for _ in range(30)]
     described = [descriptors.describe(waveform_T, RATE) for waveform_T, _ in clips]
     truths = [truth for _, truth in clips]
-    fitted_on, asked = slice(0, 20), described[20:]
-    one = adherence.fit(described[fitted_on], truths[fitted_on]).answer(asked)
-    order = rng.permutation(20)
-    other = adherence.fit([described[i] for i in order], [truths[i] for i in order]).answer(asked)
+    asked, order = described[20:], rng.permutation(20)
+    fitted = adherence.fit(described[:20], truths[:20])
+    refitted = adherence.fit([described[i] for i in order], [truths[i] for i in order])
+    one, other, backwards = fitted.answer(asked), refitted.answer(asked), fitted.answer(asked[::-1])
     for question in adherence.QUESTIONS:
-        assert (one[question] == other[question]).all(), question
-    backwards = adherence.fit(described[fitted_on], truths[fitted_on]).answer(asked[::-1])
-    assert all((backwards[q] == one[q][::-1]).all() for q in adherence.QUESTIONS)
+        np.testing.assert_array_equal(other[question], one[question], question)
+        np.testing.assert_array_equal(backwards[question][::-1], one[question], question)
 
 
 def test_the_codec_is_one_of_the_channels():

@@ -111,14 +111,14 @@ def permutation_p(
 
 
 def fit(descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]) -> Judge:
-    """Fits a support vector machine to each question, but for the key: see `KeyFinder`.
+    """Fits a support vector machine to each question, and a `KeyFinder` to the key.
 
     Args:
       descriptions: of real clips, see `descriptors.describe`.
       truths: their true classes, see `answers`.
 
     Raises:
-      ValueError: the numbers of both differ, or a question has a single class.
+      ValueError: the numbers of both differ, or a question other than the key has a single class.
     """
     if len(descriptions) != len(truths):
         raise ValueError(f"{len(descriptions)} descriptions and {len(truths)} truths: pair them")

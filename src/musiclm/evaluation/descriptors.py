@@ -188,7 +188,11 @@ def _pulses(decibels_NM: np.ndarray) -> np.ndarray:
 
 
 def _chromas(strength_NP: np.ndarray) -> np.ndarray:
-    """What pitch classes sound: in all frames alike, in the bass, at first, and at last."""
+    """What pitch classes sound: in all frames alike, in the bass, at first, and at last.
+
+    The last two part a key from its relative, which has the same notes. A clip that is cut out of
+    the middle of a tune lacks them, and is answered worse.
+    """
     rate = SAMPLE_RATE / 1024
     chroma_NC = notes.chroma(strength_NP)
     alike_NC = chroma_NC / (np.linalg.norm(chroma_NC, axis=1, keepdims=True) + 0.05)
