@@ -34,6 +34,12 @@ def corpus(tmp_path) -> pathlib.Path:
             "instrument": instrument,
             "drums": number >= 3,
             "tempo": tempo,
+            "tonic": 2 * number,
+            "mode": ("minor", "major")[number % 2],
+            "register": ("low", "high")[number % 2],
+            "density": ("sparse", "dense")[number % 2],
+            "bass": number % 2 == 0,
+            "chords": number < 3,
         }
         lines.append(json.dumps(entry) + "\n")
     (folder / "manifest.jsonl").write_text("".join(lines))

@@ -1,4 +1,4 @@
-"""The judge on synthetic music: plucks of two timbres, with or without noise hits, at three tempi.
+"""The judge on synthetic music: plucks of two timbres in all keys, with or without other parts.
 
 The real corpus needs a soundfont; what is tested here is that each question is answered by what it
 asks for, through loudness changes and poor channels.
@@ -9,39 +9,77 @@ import itertools
 import numpy as np
 import pytest
 
-from musiclm.evaluation import adherence, descriptors
+from musiclm.evaluation import adherence, descriptors, key_finder
 
 RATE = 16_000
 BPM = {"slow": (62, 82), "medium": (98, 122), "fast": (140, 178)}
 PARTIALS = {"dull": (1.0, 0.2), "bright": (1.0, 0.1, 0.8, 0.1, 0.6, 0.05, 0.5, 0.02, 0.4)}
+LOWEST_NOTE = {"low": 40, "mid": 58, "high": 76}
+SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+
+
+def _truth(rng):
+    return {
+        "instrument": str(rng.choice(list(PARTIALS))),
+        "tempo": str(rng.choice(list(BPM))),
+        "key": str(rng.choice(key_finder.KEYS)),
+        "register": str(rng.choice(list(LOWEST_NOTE))),
+        "density": str(rng.choice(["moderate", "dense"])),
+        **{part: str(rng.choice([part, f"no {part}"])) for part in ("drums", "bass", "chords")},
+    }
 
 
 def _clip(rng, seconds=5.0):
-    """A clip and its true classes."""
-    truth = {
-        "instrument": str(rng.choice(list(PARTIALS))),
-        "drums": str(rng.choice(["drums", "no drums"])),
-        "tempo": str(rng.choice(list(BPM))),
-    }
+    """A clip and its true classes: notes of a scale on the beat, and between beats where dense."""
+    truth = _truth(rng)
     beat = 60 / rng.uniform(*BPM[truth["tempo"]])
+    tonic_name, mode = truth["key"].split()
+    tonic, scale = key_finder.TONICS.index(tonic_name), SCALES[mode]
     waveform_T = np.zeros(round(seconds * RATE))
-    for onset in np.arange(rng.uniform(0, beat), seconds - 0.1, beat):
-        time_T = np.arange(len(waveform_T) - round(onset * RATE)) / RATE
-        frequency = 220 * 2 ** (rng.integers(24) / 12)
-        note_T = sum(
-            gain * np.sin(2 * np.pi * frequency * (k + 1) * time_T)
-            for k, gain in enumerate(PARTIALS[truth["instrument"]])
-        ) * np.exp(-time_T / 0.3)
+
+    def add(onset, sound_T):
+        first = round(onset * RATE)
+        room = len(waveform_T) - first
+        waveform_T[first : first + len(sound_T)] += sound_T[:room]
+
+    def pluck(onset, pitch, partials, gain=1.0):
+        cycles_T = 440 * 2 ** ((pitch - 69) / 12) * np.arange(RATE) / RATE
+        tones = [g * np.sin(2 * np.pi * (k + 1) * cycles_T) for k, g in enumerate(partials)]
+        add(onset, gain * sum(tones) * np.exp(-np.arange(RATE) / (0.3 * RATE)))
+
+    above = (tonic - LOWEST_NOTE[truth["register"]]) % 12 + LOWEST_NOTE[truth["register"]]
+    onsets = np.arange(rng.uniform(0, beat), seconds - 0.1, beat)
+    for number, onset in enumerate(onsets):
+        last = number in (0, len(onsets) - 1)
+        pluck(onset, above + (0 if last else rng.choice(scale)), PARTIALS[truth["instrument"]])
+        if truth["density"] == "dense" and onset + beat / 2 < seconds - 0.1:
+            pluck(onset + beat / 2, above + rng.choice(scale), PARTIALS[truth["instrument"]], 0.6)
+        if truth["bass"] == "bass":
+            pluck(onset, 28 + (tonic - 28) % 12, (1.0, 0.5, 0.2))
+        if truth["chords"] == "chords":
+            for degree in (0, 2, 4):
+                pluck(onset, 54 + (tonic + scale[degree] - 54) % 12, PARTIALS["dull"], 0.6)
         if truth["drums"] == "drums":
-            note_T = note_T + rng.standard_normal(len(time_T)) * np.exp(-time_T / 0.03)
-        waveform_T[-len(time_T) :] += note_T
+            decay_T = np.exp(-np.arange(RATE // 4) / (0.03 * RATE))
+            add(onset, 2 * rng.standard_normal(len(decay_T)) * decay_T)
     return (0.5 * waveform_T / np.abs(waveform_T).max()).astype(np.float32), truth
+
+
+def fit_on_clips(clips):
+    """Each as it is and degraded."""
+    rng = np.random.default_rng(0)
+    descriptions, truths = [], []
+    for waveform_T, truth in clips:
+        for heard_T in (waveform_T, adherence.degrade(waveform_T, RATE, rng)):
+            descriptions.append(descriptors.describe(heard_T, RATE))
+            truths.append(truth)
+    return adherence.fit(descriptions, truths)
 
 
 @pytest.fixture(scope="module")
 def judge():
     rng = np.random.default_rng(0)
-    return adherence.fit_on_clips((_clip(rng) for _ in range(90)), RATE)
+    return fit_on_clips(_clip(rng) for _ in range(100))
 
 
 @pytest.mark.parametrize("channel", ["as it is", "quiet", "low-pass", "noise", "mu-law"])
@@ -60,17 +98,36 @@ def test_classes_are_told_apart_through_every_channel(judge, channel):
     assert right["instrument"].mean() >= 0.9
     assert right["drums"].mean() >= 0.9
     assert right["tempo"].mean() >= 0.8
+    assert right["key"].mean() >= 0.8  # chance: 0.04
+    assert right["register"].mean() >= 0.9
+    assert right["density"].mean() >= 0.8
+    assert right["bass"].mean() >= 0.9
+    assert right["chords"].mean() >= 0.8
 
 
 def test_fitting_twice_gives_the_same_answers():
     def fitted():
         rng = np.random.default_rng(3)
-        return adherence.fit_on_clips((_clip(rng, 2.5) for _ in range(20)), RATE)
+        return fit_on_clips(_clip(rng, 2.5) for _ in range(20))
 
     rng = np.random.default_rng(4)
     described = [descriptors.describe(_clip(rng, 2.5)[0], RATE) for _ in range(10)]
     one, other = fitted().answer(described), fitted().answer(described)
     assert all((one[question] == other[question]).all() for question in adherence.QUESTIONS)
+
+
+def test_the_order_of_clips_does_not_matter():
+    rng = np.random.default_rng(7)
+    clips = [_clip(rng, 2.5) for _ in range(30)]
+    described = [descriptors.describe(waveform_T, RATE) for waveform_T, _ in clips]
+    truths = [truth for _, truth in clips]
+    asked, order = described[20:], rng.permutation(20)
+    fitted = adherence.fit(described[:20], truths[:20])
+    refitted = adherence.fit([described[i] for i in order], [truths[i] for i in order])
+    one, other, backwards = fitted.answer(asked), refitted.answer(asked), fitted.answer(asked[::-1])
+    for question in adherence.QUESTIONS:
+        np.testing.assert_array_equal(other[question], one[question], question)
+        np.testing.assert_array_equal(backwards[question][::-1], one[question], question)
 
 
 def test_the_codec_is_one_of_the_channels():
@@ -115,6 +172,14 @@ def test_descriptions_have_one_length_at_any_rate():
     assert all(np.isfinite(vector).all() for vector in (*one.values(), *other.values()))
 
 
+def test_descriptions_are_blind_to_loudness():
+    rng = np.random.default_rng(5)
+    waveform_T = adherence.add_noise(_clip(rng)[0], 40.0, rng)
+    one, other = (descriptors.describe(gain * waveform_T, RATE) for gain in (1.0, 0.03))
+    for question in adherence.QUESTIONS:
+        np.testing.assert_allclose(other[question], one[question], rtol=2e-3, atol=2e-3)
+
+
 def test_silence_is_described_and_nan_is_refused():
     assert all(np.isfinite(v).all() for v in descriptors.describe(np.zeros(40_000), RATE).values())
     with pytest.raises(ValueError, match="finite mono samples"):
@@ -124,9 +189,29 @@ def test_silence_is_described_and_nan_is_refused():
 
 
 def test_answers_are_read_from_the_manifest():
-    entry = {"instrument": "flute", "drums": False, "tempo": "slow", "bpm": 70}
-    expected = {"instrument": "flute", "drums": "no drums", "tempo": "slow"}
-    assert adherence.answers(entry) == expected
+    entry = {
+        "instrument": "flute",
+        "tempo": "slow",
+        "bpm": 70,
+        "tonic": 9,
+        "mode": "minor",
+        "register": "high",
+        "density": "sparse",
+        "drums": False,
+        "bass": True,
+        "chords": False,
+    }
+    assert adherence.answers(entry) == {
+        "instrument": "flute",
+        "tempo": "slow",
+        "key": "A minor",
+        "register": "high",
+        "density": "sparse",
+        "drums": "no drums",
+        "bass": "bass",
+        "chords": "no chords",
+    }
+    assert set(adherence.answers(entry)) == set(adherence.QUESTIONS)
 
 
 def _p(heard, truth, **options):

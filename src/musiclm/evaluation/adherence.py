@@ -1,13 +1,13 @@
 """Whether a clip has what its prompt asks for, as heard by classifiers fitted on real renders only.
 
-Each real clip is learned from twice, once as it is and once degraded (low-pass, noise, μ-law, or
-the codec), so that a classifier listens to the music and not to the medium it comes through.
+Each real clip should be learned from twice, once as it is and once degraded (`degrade`: low-pass,
+noise, μ-law, or the codec), so that a classifier listens to the music and not to the medium.
 
 N clips, T samples, D numbers of a description.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from musiclm.evaluation import descriptors
+from musiclm.evaluation import key_finder
 
-QUESTIONS = ("instrument", "drums", "tempo")
+QUESTIONS = ("instrument", "drums", "tempo", "key", "register", "density", "bass", "chords")
 _PERMUTATIONS = 9_999  # the least p-value is one in 10,000
 
 # One description of a clip: a vector for each question.
@@ -29,8 +29,11 @@ def answers(entry: Mapping[str, Any]) -> dict[str, str]:
     """The true class of each question, from a clip's line in the manifest of "gm"."""
     return {
         "instrument": entry["instrument"],
-        "drums": "drums" if entry["drums"] else "no drums",
         "tempo": entry["tempo"],
+        "key": key_finder.name(entry["tonic"], entry["mode"]),
+        "register": entry["register"],
+        "density": entry["density"],
+        **{part: part if entry[part] else f"no {part}" for part in ("drums", "bass", "chords")},
     }
 
 
@@ -108,49 +111,27 @@ def permutation_p(
 
 
 def fit(descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]) -> Judge:
-    """Fits a support vector machine to each question.
+    """Fits a support vector machine to each question, and a `KeyFinder` to the key.
 
     Args:
       descriptions: of real clips, see `descriptors.describe`.
       truths: their true classes, see `answers`.
 
     Raises:
-      ValueError: the numbers of both differ, or a question has a single class.
+      ValueError: the numbers of both differ, or a question other than the key has a single class.
     """
     if len(descriptions) != len(truths):
         raise ValueError(f"{len(descriptions)} descriptions and {len(truths)} truths: pair them")
     classifiers = {}
     for question in QUESTIONS:
         truth_N = np.array([truth[question] for truth in truths])
-        # Balanced: a class that the corpus happens to have more of is no likelier an answer.
-        machine = make_pipeline(StandardScaler(), SVC(C=3.0, class_weight="balanced"))
-        classifiers[question] = machine.fit(_stack(descriptions, question), truth_N)
+        if question == "key":
+            classifier = key_finder.KeyFinder()
+        else:
+            # Balanced: a class that the corpus happens to have more of is no likelier an answer.
+            classifier = make_pipeline(StandardScaler(), SVC(C=3.0, class_weight="balanced"))
+        classifiers[question] = classifier.fit(_stack(descriptions, question), truth_N)
     return Judge(classifiers)
-
-
-def fit_on_clips(
-    clips: Iterable[tuple[np.ndarray, Mapping[str, str]]],
-    sample_rate: int,
-    *,
-    codec: Callable[[np.ndarray], np.ndarray] | None = None,
-    seed: int = 0,
-) -> Judge:
-    """Fits on real clips, each as it is and degraded.
-
-    Args:
-      clips: f32 waveforms [T] with their true classes.
-      sample_rate: of the waveforms, in Hz.
-      codec: a round trip, [B, T] to [B, T]; a quarter of the clips go through it.
-      seed: of the degradations.
-    """
-    rng = np.random.default_rng(seed)
-    descriptions, truths = [], []
-    for waveform_T, truth in clips:
-        degraded_T = degrade(waveform_T, sample_rate, rng, codec)
-        for heard_T in (waveform_T, degraded_T):
-            descriptions.append(descriptors.describe(heard_T, sample_rate))
-            truths.append(truth)
-    return fit(descriptions, truths)
 
 
 def degrade(

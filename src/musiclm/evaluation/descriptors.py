@@ -3,7 +3,7 @@
 All are blind to loudness, and to what lies 60 dB below the loudest moments, so that codec noise in
 silence counts for nothing.
 
-T samples, N frames, F frequency bins, M mel bands, D numbers.
+T samples, N frames, F frequency bins, M mel bands, P notes, D numbers.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import scipy.fft
 import scipy.ndimage
 
 from musiclm import audio
+from musiclm.evaluation import notes
 
 SAMPLE_RATE = 16_000  # Hz; others are brought to it
 _WINDOW, _HOP = 1024, 256  # 64 ms, 16 ms
@@ -32,6 +33,11 @@ _PARTIAL_LAGS = (
     0.33, 0.67, 1, 1.33, 2, 4, 6, 7, 8, 9, 10, 11, 11.33, 11.67, 12, 12.33, 12.67, 13,
     14, 16, 18, 19, 20, 24, 26, 28, 30, 31, 32, 33.67, 34, 36,
 )  # fmt: skip
+_FIRST, _LAST = 0.5, 1.2  # seconds: a tune sets out from its tonic and comes to rest on it
+_BASS, _ABOVE_BASS = 16, 12  # notes to G2, and from E2
+_MELODY = 40  # MIDI pitch: onsets of lower notes are the bass's
+_ONSET_WIDTHS = (3, 5, 8)  # frames of 32 ms
+_ONSET_RANKS = (4, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64)
 
 
 def describe(waveform_T: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
@@ -42,7 +48,7 @@ def describe(waveform_T: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
       sample_rate: Hz.
 
     Returns:
-      "instrument", "drums" and "tempo": f32 vectors, of one length for every clip.
+      By question, see `adherence.QUESTIONS`: f32 vectors, of one length for every clip.
 
     Raises:
       ValueError: the clip is too short, or holds NaN or infinities.
@@ -56,14 +62,28 @@ def describe(waveform_T: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
     magnitude_NF = _magnitude(samples_T, _WINDOW, _HOP)
     filters_FM = audio.mel_filters(_NUM_MELS, _WINDOW, SAMPLE_RATE, 40.0)
     decibels_NM = _decibels(magnitude_NF @ filters_FM)
+    strength_NP = notes.strengths(_magnitude(samples_T, 4096, 1024), SAMPLE_RATE)
+    timbre = [
+        _statistics(scipy.fft.dct(decibels_NM, axis=1, norm="ortho")[:, :_NUM_CEPSTRA]),
+        _contrast(_decibels(magnitude_NF)),
+        _partials(samples_T),
+    ]
+    levels = _levels(strength_NP)
+    pulses_RB = _pulses(decibels_NM)
     vectors = {
-        "instrument": [
-            _statistics(scipy.fft.dct(decibels_NM, axis=1, norm="ortho")[:, :_NUM_CEPSTRA]),
-            _contrast(_decibels(magnitude_NF)),
-            _partials(samples_T),
-        ],
+        "instrument": timbre,
         "drums": [_hits(decibels_NM), _noisiness(magnitude_NF)],
-        "tempo": [_pulses(decibels_NM)],
+        "tempo": [pulses_RB.ravel()],
+        "key": [_chromas(strength_NP)],
+        # How a note is coloured tells how high it is, and whether it is alone.
+        "register": [*timbre, levels],
+        # Notes are counted a beat; the beat's rate is coarser here, so that it doesn't drown them.
+        "density": [
+            _note_onsets(samples_T),
+            pulses_RB[:-1].mean(axis=1).reshape(-1, 2).mean(axis=1),
+        ],
+        "bass": [*timbre, levels],
+        "chords": [*timbre, _intervals(strength_NP[:, _ABOVE_BASS:])],
     }
     return {name: np.concatenate(parts).astype(np.float32) for name, parts in vectors.items()}
 
@@ -153,7 +173,7 @@ def _noisiness(magnitude_NF: np.ndarray) -> np.ndarray:
 
 
 def _pulses(decibels_NM: np.ndarray) -> np.ndarray:
-    """Fourier tempogram of the whole clip: how strongly onsets recur at each rate, by band."""
+    """Fourier tempogram of the whole clip: how strongly onsets recur, by rate and band."""
     onset_NB = _onsets(decibels_NM, _RHYTHM_BANDS)
     # Only what stands out of its second counts: a loud bar must not drown the rest.
     local_NB = scipy.ndimage.uniform_filter1d(onset_NB, round(_FRAME_RATE), axis=0)
@@ -164,4 +184,58 @@ def _pulses(decibels_NM: np.ndarray) -> np.ndarray:
     position = _PULSE_RATES * size / _FRAME_RATE
     below = position.astype(int)
     rise = (position - below)[:, None]
-    return np.sqrt(strength_RB[below] * (1 - rise) + strength_RB[below + 1] * rise).ravel()
+    return np.sqrt(strength_RB[below] * (1 - rise) + strength_RB[below + 1] * rise)
+
+
+def _chromas(strength_NP: np.ndarray) -> np.ndarray:
+    """What pitch classes sound: in all frames alike, in the bass, at first, and at last.
+
+    The last two part a key from its relative, which has the same notes. A clip that is cut out of
+    the middle of a tune lacks them, and is answered worse.
+    """
+    rate = SAMPLE_RATE / 1024
+    chroma_NC = notes.chroma(strength_NP)
+    alike_NC = chroma_NC / (np.linalg.norm(chroma_NC, axis=1, keepdims=True) + 0.05)
+    means = [
+        part_NC.mean(axis=0)
+        for part_NC in (
+            alike_NC,
+            notes.chroma(strength_NP[:, :_BASS]),
+            chroma_NC[: round(_FIRST * rate)],
+            chroma_NC[-round(_LAST * rate) :],
+        )
+    ]
+    return np.concatenate([mean / (np.linalg.norm(mean) + 1e-6) for mean in means])
+
+
+def _levels(strength_NP: np.ndarray) -> np.ndarray:
+    """Mean, upper decile and spread over time of each note's strength."""
+    decile_P = np.quantile(strength_NP, 0.9, axis=0)
+    return np.concatenate([strength_NP.mean(axis=0), decile_P, strength_NP.std(axis=0)])
+
+
+def _intervals(strength_NP: np.ndarray) -> np.ndarray:
+    """How strongly two notes sound together, by semitones between them up to three octaves."""
+    power = (strength_NP**2).sum() + 1e-6
+    together = [(strength_NP[:, k:] * strength_NP[:, :-k]).sum() / power for k in range(1, 37)]
+    return np.array(together)
+
+
+def _note_onsets(samples_T: np.ndarray) -> np.ndarray:
+    """How far notes rise at the 4th, 6th, … 64th clearest moments: how many there are, in short.
+
+    By the time that they take (vibrato and slow attacks want more than plucks), and by what counts:
+    the note that rises most, three of them together, or rather the high ones, as melodies are.
+    """
+    strength_NP = np.sqrt(notes.strengths(_magnitude(samples_T, 2048, 512), SAMPLE_RATE, _MELODY))
+    height_P = np.arange(strength_NP.shape[1]) / 30
+    numbers = []
+    for width in _ONSET_WIDTHS:
+        mean_NP = scipy.ndimage.uniform_filter1d(strength_NP, width, axis=0, mode="constant")
+        rise_NP = np.maximum(mean_NP[width:] - mean_NP[:-width], 0.0)
+        three_N = np.sort(rise_NP, axis=1)[:, -3:].sum(axis=1)
+        for rise_N in (rise_NP.max(axis=1), three_N, (rise_NP * height_P).max(axis=1)):
+            is_peak_N = rise_N == scipy.ndimage.maximum_filter1d(rise_N, 2 * (width // 2) + 1)
+            peaks = np.sort(rise_N * is_peak_N)[::-1]
+            numbers.append(np.pad(peaks, (0, _ONSET_RANKS[-1]))[np.array(_ONSET_RANKS) - 1])
+    return np.concatenate(numbers)

@@ -23,6 +23,7 @@ from musiclm.evaluation import (
     figures,
     likelihood,
     memorization,
+    notes,
     semantic_tokens,
     tagger,
 )
@@ -42,6 +43,10 @@ _SHUFFLES = 4  # versions of each clip that the semantic stage shall find less l
 _MEMORIZED = 64  # training clips that it is asked to go on with
 _PROMPT_SECONDS = (0, 1, 2, 5)
 _VGGISH = "vggish"
+# Of the code that describes clips, as it was loaded: what another version computed is not taken.
+_CODE = hashlib.sha256(
+    "".join(map(inspect.getsource, (descriptors, embeddings, notes))).encode()
+).hexdigest()
 
 Progress = Callable[[str, int, int], None]
 # Semantic codes [N, T] after a condition [N, Q] and first codes [N, T'], greedily.
@@ -179,7 +184,7 @@ class Suite:
             if self.progress:
                 self.progress(what, done, len(waveform_NT))
 
-        depends_on = f"{_code_digest()} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
+        depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
         return self.cache.each(depends_on, waveform_NT, at, progress)
 
     @functools.cached_property
@@ -365,13 +370,6 @@ class Suite:
     def tokens(self, waveform_NT: np.ndarray) -> np.ndarray:
         """Semantic tokens [N, T]."""
         return np.concatenate([self.semantic.encode(clip_T[None]) for clip_T in waveform_NT])
-
-
-@functools.cache
-def _code_digest() -> str:
-    """Of the code that describes clips: what another version has computed is not taken."""
-    source = "".join(map(inspect.getsource, (descriptors, embeddings)))
-    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _name(bundle: Bundle) -> str:
