@@ -125,7 +125,7 @@ def test_the_page_has_what_is_in_the_study():
         "| other | 1.1000 | 2.3000 | 1.7000 | 0.2000 (-1.0706 to 1.4706) | not separated |" in page
     )
     assert "| other | `a.b = 1`<br>`c.d = 2` | ? |" in page
-    assert "12.7 standard errors" in page
+    assert "an interval reaches 12.7 of it" in page
     assert "Mind the scale." in page
     assert "different versions" not in page
 

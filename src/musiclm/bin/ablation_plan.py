@@ -7,6 +7,7 @@ ends.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -54,7 +55,11 @@ def plan(
       UserError: something can't be read or made; what is a variant's fault names it.
     """
     configuration.parse(gin_files, [*gin_bindings, *_placed()])
-    study = ablation.Study(**configuration.resolve(ablation.Study))
+    try:
+        with configuration.mistakes_told():
+            study = ablation.Study(**configuration.resolve(ablation.Study))
+    except errors.UserError as error:
+        raise errors.UserError(f"the ablation.Study of {gin_files[-1]}: {error}") from error
     variants = []
     for variant in study.variants:
         try:
@@ -92,7 +97,7 @@ def _decided(
     _check_metrics(study, arguments)
     described = configuration.described(loop.train)
     decided = {name: value for name, value in described.items() if name not in _PLACES}
-    return _with_contents(decided) | {"data": arguments.get("data", "")}
+    return _with_contents(decided | {"data": arguments.get("data", "")})
 
 
 def _check_metrics(study: ablation.Study, arguments: dict[str, Any]) -> None:
@@ -128,9 +133,9 @@ def _with_contents(value: Any) -> Any:
         return {name: _with_contents(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_with_contents(item) for item in value]
-    if not isinstance(value, str) or "/" not in value:
+    if not isinstance(value, str):
         return value
-    for path in (pathlib.Path(value), pathlib.Path(f"{value}.safetensors")):  # a component's
-        if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-    return str(pathlib.Path(value).resolve()) if pathlib.Path(value).is_dir() else value
+    for path in (value, f"{value}.safetensors"):  # components are named without
+        if os.path.isfile(path):
+            return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    return os.path.realpath(value) if "/" in value and os.path.isdir(value) else value

@@ -267,8 +267,8 @@ def markdown(study: Study, outcomes: Mapping[tuple[str, int], Outcome], title: s
     )
     if len(seeds) == 2:
         page.append(
-            f"Two seeds leave one degree of freedom: an interval reaches {_t(2):.1f} standard "
-            "errors to either side, so only what is large beside the seeds' noise is separated."
+            f"Two seeds leave one degree of freedom: the standard error is a guess from two "
+            f"differences, and an interval reaches {_t(2):.1f} of it to either side."
         )
     if study.caveat:
         page.append(study.caveat)
