@@ -239,6 +239,16 @@ def test_a_dry_run_writes_nothing(make_study, tmp_path, capsys):
     assert capsys.readouterr().out.count("to do, ") == 4
 
 
+def test_what_waits_for_days_is_small():
+    """The process that starts the runs takes neither the devices nor their memory."""
+    code = (
+        "import sys; from musiclm.bin import ablate, ablation_runs; "
+        "sys.exit(', '.join({'jax', 'tensorflow', 'gin'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_asked_to_stop_it_says_so(make_study, tmp_path):
     def stopped(run, folder, lock):
         raise SystemExit(143)
@@ -275,24 +285,33 @@ def test_asked_to_stop_the_run_saves_first(tmp_path, monkeypatch):
     assert (tmp_path / "saved").exists()
 
 
-def test_what_another_trains_is_waited_for_and_not_trained(make_study, tmp_path, capfd):
+def test_what_another_trains_is_waited_for_and_not_trained(
+    make_study, tmp_path, monkeypatch, capsys
+):
     """The other is here a process that outlived its parent, with the lock that it was handed."""
-    out = tmp_path / "out"
+    out, asked = tmp_path / "out", tmp_path / "asked"
     _, runs = ablation_plan.plan([make_study()], [], 2)
     folder = out / "runs" / runs[0].digest
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"code": "other"}')
     (folder / "metrics.jsonl").write_text('{"step": 10, "eval/loss": 0.5}\n')
+    ends = f"until [ -e '{asked}' ]; do sleep 0.05; done; touch '{folder}/model.safetensors'"
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        other = subprocess.Popen(
-            ["sh", "-c", f"sleep 2; touch '{folder}/model.safetensors'"], pass_fds=[lock.fileno()]
-        )
+        other = subprocess.Popen(["sh", "-c", ends], pass_fds=[lock.fileno()])
+    lock_file = fcntl.flock
+
+    def flock(file, how):
+        if how == fcntl.LOCK_EX:  # no longer content with what is free
+            asked.touch()
+        lock_file(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
     train = Stub()
     assert ablate(make_study(), out, train) == exit_codes.DONE
     assert other.wait() == 0
     assert set(train.trained) == {("slow", 0), ("fast", 1), ("slow", 1)}
-    assert "waiting for another process" in capfd.readouterr().err
+    assert "waiting for another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from musiclm import errors
 from musiclm.bin import configuration
 from musiclm.evaluation import ablation
 
-# Where a run writes: decides nothing in it.
+# Arguments that say where a run writes: they decide nothing in it, and a plan does without.
 _PLACES = ("workdir", "component")
+_NOWHERE = [f"loop.train.{name} = ''" for name in _PLACES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def plan(
     Raises:
       UserError: something can't be read or made; what is a variant's fault names it.
     """
-    configuration.parse(gin_files, [*gin_bindings, *_placed()])
+    configuration.parse(gin_files, [*gin_bindings, *_NOWHERE])
     try:
         with configuration.mistakes_told():
             study = ablation.Study(**configuration.resolve(ablation.Study))
@@ -79,10 +80,6 @@ def plan(
     ]
 
 
-def _placed(folder: str = "") -> list[str]:
-    return [f"loop.train.{name}={folder!r}" for name in _PLACES]
-
-
 def _decided(
     study: ablation.Study,
     variant: ablation.Variant,
@@ -92,7 +89,7 @@ def _decided(
     """All that decides a variant's runs but the seed."""
     from musiclm.training import loop
 
-    configuration.parse(gin_files, [*gin_bindings, *variant.overrides, *_placed()])
+    configuration.parse(gin_files, [*gin_bindings, *variant.overrides, *_NOWHERE])
     arguments = configuration.resolve(loop.train)
     _check_metrics(study, arguments)
     described = configuration.described(loop.train)

@@ -241,13 +241,8 @@ def markdown(study: Study, outcomes: Mapping[tuple[str, int], Outcome], title: s
     first = study.variants[0].name
     page = [f"# {title}", study.question]
     for metric in study.metrics:
-        head = [
-            "variant",
-            *(f"seed {seed}" for seed in seeds),
-            "mean",
-            f"difference from {first}",
-            "",
-        ]
+        by_seed = [f"seed {seed}" for seed in seeds]
+        head = ["variant", *by_seed, "mean", f"difference from {first}", ""]
         table = [
             [
                 row.variant,
@@ -267,7 +262,7 @@ def markdown(study: Study, outcomes: Mapping[tuple[str, int], Outcome], title: s
     )
     if len(seeds) == 2:
         page.append(
-            f"Two seeds leave one degree of freedom: the standard error is a guess from two "
+            "Two seeds leave one degree of freedom: the standard error is a guess from two "
             f"differences, and an interval reaches {_t(2):.1f} of it to either side."
         )
     if study.caveat:
