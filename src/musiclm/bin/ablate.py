@@ -24,7 +24,7 @@ EPILOG = """\
 examples:
   musiclm ablate --gin_file gin/ablations/positions.gin --gin_bindings 'TRAIN="…"' … --out ablations
   musiclm ablate --dry-run --gin_file …                # checks everything, trains nothing
-  musiclm ablate --only rotary --seeds 3 --gin_file …  # a share of it, on one machine of several
+  musiclm ablate --only '4 levels' --seeds 3 --gin_file …
 
 The top of a gin file tells which macros must be set; docs/ablations.md how to read and write one.
 """
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="VARIANT", help="train these; the table has all"
     )
-    parser.add_argument("--seeds", type=int, default=2, help="0 up to this (default: 2)")
+    parser.add_argument("--seeds", type=int, default=2, help="how many, from 0 on (default: 2)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, train none")
 
 

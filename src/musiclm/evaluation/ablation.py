@@ -255,10 +255,10 @@ def markdown(study: Study, outcomes: Mapping[tuple[str, int], Outcome], title: s
         ]
         page += [f"**{metric.name}** ({metric.told()})", report.table(head, table, _DIGITS)]
     page.append(
-        f"In brackets {_LEVEL:.0%} intervals of the mean difference, by Student's t over pairs of "
-        "runs from the same seed. They tell how far other seeds would move it, not what other data "
-        'or longer training would; "not separated": the interval holds 0. Several variants are not '
-        "corrected for."
+        f"In brackets {100 * _LEVEL:.0f} % intervals of the mean difference, by Student's t over "
+        "pairs of runs from the same seed. They tell how far other seeds would move it, not what "
+        'other data or longer training would; "not separated": the interval holds 0. Several '
+        "variants are not corrected for."
     )
     if len(seeds) == 2:
         page.append(
