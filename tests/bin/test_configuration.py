@@ -1,5 +1,6 @@
 """What gin lets pass and a run must not."""
 
+import json
 import pathlib
 
 import gin
@@ -67,3 +68,17 @@ def test_a_value_that_is_refused_is_told_in_one_line(bindings, told, monkeypatch
 def test_a_missing_file_is_named():
     with pytest.raises(errors.UserError, match=r"'no/such.gin'"):
         configuration.parse(["no/such.gin"])
+
+
+def test_what_decides_a_run_is_described():
+    """Scopes, macros and defaults show as what they come to; what is not used does not show."""
+    unused = "nobody/transformer.TransformerConfig.dropout = 0.9"
+    configuration.parse([str(FILE)], [*MACROS, "NUM_STEPS = 7", unused])
+    run = configuration.described(loop.train)
+    assert run["calls"] == "musiclm.training.loop.train"
+    assert run["num_steps"] == run["task"]["optimizer"]["total_steps"] == 7
+    assert (run["dataset"]["split"], run["eval_dataset"]["split"]) == ("train", "validation")
+    assert run["dataset"]["corpora"][0]["splits"] == {"train": "x", "validation": "x"}
+    assert run["task"]["config"]["transformer"]["dropout"] == 0.0
+    assert run["task"]["optimizer"]["b1"] == 0.9
+    assert json.loads(json.dumps(run)) == run

@@ -6,6 +6,7 @@ Only modules of `musiclm.bin` know gin.
 import argparse
 import contextlib
 import copy
+import dataclasses
 import difflib
 import inspect
 import logging
@@ -13,7 +14,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from musiclm import errors
@@ -91,6 +92,17 @@ def resolve_some(function: Callable[..., Any], names: Sequence[str]) -> dict[str
         return {name: copy.deepcopy(unmade[name]) for name in names if name in unmade}
 
 
+def described(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the configuration makes of a function, as JSON: its arguments, and theirs in turn.
+
+    Macros are replaced by their values, scopes by what is bound in them, and defaults are written
+    out: configurations that come to the same read the same. What the function does not refer to is
+    left out.
+    """
+    with mistakes_told():
+        return _described_call(function)
+
+
 @contextlib.contextmanager
 def mistakes_told() -> Iterator[None]:
     """Turns what gin and configs raise into one line."""
@@ -138,6 +150,45 @@ def _macros() -> dict[str, Any]:
         for (scope, selector), arguments in config._CONFIG.items()
         if selector == "gin.macro"
     }
+
+
+def _described_call(function: Callable[..., Any]) -> dict[str, Any]:
+    import gin
+
+    parameters = inspect.signature(function).parameters.values()
+    arguments = {p.name: p.default for p in parameters if p.default is not p.empty}
+    arguments |= gin.get_bindings(function, resolve_references=False)
+    return {
+        "calls": _name(function),
+        **{name: _described(value) for name, value in sorted(arguments.items())},
+    }
+
+
+def _described(value: Any) -> Any:
+    import gin
+    from gin import config
+
+    if isinstance(value, config.ConfigurableReference):
+        scope, selector = _key(value)
+        if selector == "gin.macro":
+            return _described(_macros()[scope])
+        # As gin does: a reference's own scope replaces the one that it stands in.
+        with gin.config_scope(value.scopes or gin.current_scope()):
+            return _described_call(value.configurable.wrapped)
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _described(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"calls": _name(type(value)), **fields}
+    return _name(value) if callable(value) else repr(value)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _check_macros() -> None:

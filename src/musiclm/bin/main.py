@@ -19,6 +19,7 @@ from typing import NoReturn
 import musiclm
 from musiclm import errors, exit_codes
 from musiclm.bin import (
+    ablate,
     compile,
     data,
     describe,
@@ -54,6 +55,7 @@ _COMMANDS = {
     "pack": pack,
     "fit": fit,
     "train": train,
+    "ablate": ablate,
     "compile": compile,
 }
 

@@ -1,0 +1,201 @@
+"""The runs of a study: each trained in a process and a folder of its own, and read again."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import musiclm
+from musiclm import bundle, errors, exit_codes
+from musiclm.bin import ablation_picture
+from musiclm.bin.ablation_plan import Run
+from musiclm.evaluation import ablation
+
+# train(run, folder, lock): trains it there, with the file that locks the folder; an exit code.
+Train = Callable[[Run, pathlib.Path, int], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Trains by `musiclm train`, with a study's own files and bindings."""
+
+    gin_files: Sequence[str]
+    gin_bindings: Sequence[str]
+
+    def __call__(self, run: Run, folder: pathlib.Path, lock: int) -> int:
+        """Starts the process, which holds the lock as well, and waits for its exit code."""
+        bindings = [
+            *self.gin_bindings,
+            *run.bindings,
+            f"loop.train.workdir={str(folder)!r}",
+            f"loop.train.component={str(folder / 'model')!r}",
+        ]
+        command = [sys.executable, "-m", "musiclm.bin.main", "train"]
+        command += [f"--gin_file={file}" for file in self.gin_files]
+        command += [f"--gin_bindings={binding}" for binding in bindings]
+        process = subprocess.Popen(command, pass_fds=[lock])
+        try:
+            return process.wait()
+        except BaseException:  # asked to stop: so is the run, which saves
+            process.terminate()
+            process.wait()
+            raise
+
+
+def ablate(
+    study: ablation.Study,
+    runs: Sequence[Run],
+    out: pathlib.Path,
+    name: str,
+    train: Train,
+    *,
+    only: Sequence[str] | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Trains what is not trained, and writes the study down after each run.
+
+    Args:
+      study, runs: see `ablation_plan.plan`.
+      out: folder of runs and tables.
+      name: of the study's files there.
+      train: of one run.
+      only: variants to train; None takes all.
+      dry_run: lists the runs instead.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UserError: there is no such variant.
+    """
+    names = [variant.name for variant in study.variants]
+    if strangers := sorted(set(only or ()) - set(names)):
+        raise errors.UserError(f"--only is {strangers[0]!r}: the variants are {', '.join(names)}")
+    folder = out / "runs"
+    if dry_run:
+        for run in runs:
+            print(f"{run.variant}, seed {run.seed}: {_state(folder / run.digest)}")
+        return exit_codes.DONE
+    codes: dict[str, int] = {}
+    try:
+        chosen = [run for run in runs if only is None or run.variant in only]
+        for run, code in _trained(chosen, folder, train):
+            codes[run.digest] = code
+            _write(study, _outcomes(study, runs, folder, codes), out, name)
+    except SystemExit:  # SIGTERM, see `main`
+        print("musiclm: asked to stop: start again to go on", file=sys.stderr)
+        return exit_codes.PREEMPTED
+    _write(study, _outcomes(study, runs, folder, codes), out, name)
+    for run in runs:
+        if code := codes.get(run.digest):
+            print(f"musiclm: {run.variant}, seed {run.seed}: {_failure(code)}", file=sys.stderr)
+    print(f"musiclm: wrote {out / name}.md, .json and .png", file=sys.stderr)
+    first_failed = next(filter(None, codes.values()), exit_codes.DONE)
+    return exit_codes.FAULT if first_failed < 0 else first_failed
+
+
+def _trained(runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterator[tuple[Run, int]]:
+    """Trains every run that is not done, equal ones once, and gives it with its exit code."""
+    pending: dict[str, Run] = {}
+    for run in runs:
+        pending.setdefault(run.digest, run)
+    total = len(pending)
+    for wait in (False, True):  # those that others are at come last
+        for digest, run in list(pending.items()):
+            with _locked(folder / digest, wait=wait) as lock:
+                if lock is None:
+                    continue
+                del pending[digest]
+                if _is_done(folder / digest):
+                    continue
+                print(
+                    f"musiclm: run {total - len(pending)} of {total}: {run.variant}, seed "
+                    f"{run.seed}, in {folder / digest}",
+                    file=sys.stderr,
+                )
+                _describe(run, folder / digest)
+                code = train(run, folder / digest, lock)
+            yield run, code
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, *, wait: bool) -> Iterator[int | None]:
+    """A run's folder, for this process and those that it hands the file to; None if others have it.
+
+    So a training process that outlives a killed `musiclm ablate` has it until it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield None
+                return
+            print(f"musiclm: waiting for another process, which trains {folder}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _is_done(folder: pathlib.Path) -> bool:
+    return (folder / "model.safetensors").is_file()  # the last that training writes, whole
+
+
+def _state(folder: pathlib.Path) -> str:
+    state = "done" if _is_done(folder) else "begun" if folder.is_dir() else "to do"
+    return f"{state}, {folder}"
+
+
+def _failure(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"failed with code {code}"
+
+
+def _describe(run: Run, folder: pathlib.Path) -> None:
+    """Writes down what the run is, unless it was begun before."""
+    path = folder / "run.json"
+    if not path.is_file():
+        told = {"code": _code(), "configuration": run.configuration}
+        bundle.write_beside(path, (json.dumps(told, indent=2) + "\n").encode())
+
+
+def _code() -> str:
+    """Digest of the library's sources."""
+    sources = sorted(pathlib.Path(musiclm.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def _outcomes(
+    study: ablation.Study, runs: Sequence[Run], folder: pathlib.Path, codes: Mapping[str, int]
+) -> dict[tuple[str, int], ablation.Outcome]:
+    """What came of every run so far, by variant and seed."""
+    names = [metric.name for metric in study.metrics]
+    outcomes = {}
+    for run in runs:
+        place, code = folder / run.digest, codes.get(run.digest)
+        if _is_done(place):
+            told = json.loads((place / "run.json").read_text(encoding="utf-8"))
+            curves = ablation.read_curves(place / "metrics.jsonl", names)
+            outcome = ablation.Outcome(run=run.digest, code=told["code"], curves=curves)
+        else:
+            missing = _failure(code) if code else "not trained yet"
+            outcome = ablation.Outcome(run=run.digest, missing=missing)
+        outcomes[run.variant, run.seed] = outcome
+    return outcomes
+
+
+def _write(
+    study: ablation.Study,
+    outcomes: Mapping[tuple[str, int], ablation.Outcome],
+    out: pathlib.Path,
+    name: str,
+) -> None:
+    """The study as it stands: NAME.json, NAME.md and NAME.png."""
+    record = json.dumps(ablation.record(study, outcomes), indent=2, ensure_ascii=False) + "\n"
+    bundle.write_beside(out / f"{name}.json", record.encode())
+    bundle.write_beside(out / f"{name}.md", ablation.markdown(study, outcomes, name).encode())
+    bundle.write_beside(out / f"{name}.png", ablation_picture.draw(study, outcomes))
