@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from musiclm.evaluation.bootstrap import Estimate
-from musiclm.evaluation.report import Cell, Table
+from musiclm.evaluation.report import Cell, Table, show
 
 _INK, _QUIET, _GRID, _DOT = "#1f2933", "#6b7785", "#e4e8ec", "#2a5d8f"
 _STYLE = f"""\
@@ -66,7 +66,7 @@ def _section(table: Table) -> str:
     rests_on = " · ".join(map(html.escape, table.rests_on))
     return (
         f"<section><h2>{html.escape(table.title)}</h2><p>{html.escape(table.note)}</p>"
-        f"{_table(table.head, [[table.show(cell) for cell in row] for row in table.rows])}"
+        f"{_table(table.head, [[show(cell, table.digits) for cell in row] for row in table.rows])}"
         f'{_picture(table)}<p class="rests">{rests_on}</p></section>\n'
     )
 

@@ -42,10 +42,10 @@ class Table:
 
     def markdown(self) -> str:
         """Title, note and table; an `Estimate` shows as "value (low to high)"."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        table = "\n".join(f"| {' | '.join(map(self.show, line))} |" for line in lines)
         rests_on = f" Rests on {' and '.join(self.rests_on)}." if self.rests_on else ""
-        return f"**{self.title}**: {self.note}{rests_on}\n\n{table}"
+        return f"**{self.title}**: {self.note}{rests_on}\n\n" + table(
+            self.head, self.rows, self.digits
+        )
 
     def record(self) -> dict[str, Any]:
         """The same for JSON: figures by row and column, an `Estimate` as its fields."""
@@ -63,16 +63,23 @@ class Table:
             },
         }
 
-    def show(self, cell: Cell) -> str:
-        """A cell in words."""
-        if isinstance(cell, Estimate):
-            value, low, high = (f"{x:.{self.digits}f}" for x in (cell.value, cell.low, cell.high))
-            return f"{value} ({low} to {high})"
-        if isinstance(cell, float):
-            return f"{cell:.{self.digits}f}"
-        if isinstance(cell, int):
-            return f"{cell:,}"
-        return cell
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], digits: int = 2) -> str:
+    """A Markdown table; see `show`."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(show(cell, digits) for cell in line)} |" for line in lines)
+
+
+def show(cell: Cell, digits: int = 2) -> str:
+    """A cell in words: "value (low to high)" of an `Estimate`."""
+    if isinstance(cell, Estimate):
+        value, low, high = (f"{x:.{digits}f}" for x in (cell.value, cell.low, cell.high))
+        return f"{value} ({low} to {high})"
+    if isinstance(cell, float):
+        return f"{cell:.{digits}f}"
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return str(cell)
 
 
 def markdown(opening: str, tables: Sequence[Table]) -> str:
