@@ -13,7 +13,13 @@ import time
 import pytest
 
 _PATIENCE_SECONDS = 120  # of a busy machine
+# Now and then a new tab never answers on a busy machine: another one does.
+_TAB_SECONDS, _TABS = 30, 4
 _KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "ArrowRight": (39, "")}
+
+
+class Silent(AssertionError):
+    """Chromium says nothing."""
 
 
 class Page:
@@ -21,14 +27,17 @@ class Page:
 
     def __init__(self, browser: "Browser"):
         self._browser = browser
-        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = browser.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
+            browser.call(f"{domain}.enable", self._session, patience=_TAB_SECONDS)
 
     def call(self, method: str, **params):
         return self._browser.call(method, self._session, **params)
+
+    def close(self) -> None:
+        self._browser.call("Target.closeTarget", targetId=self._target)
 
     def open(self, url: str) -> None:
         """Goes to an address, or reloads it, and waits until it is loaded."""
@@ -114,7 +123,13 @@ class Browser:
         self._rest = b""
         self.events: list[dict] = []
 
-    def call(self, method: str, session: str | None = None, **params):
+    def call(
+        self,
+        method: str,
+        session: str | None = None,
+        patience: float = _PATIENCE_SECONDS,
+        **params,
+    ):
         """Has a method called, and waits for its result."""
         id = next(self._ids)
         message = {"id": id, "method": method, "params": params}
@@ -122,16 +137,18 @@ class Browser:
             message["sessionId"] = session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         while True:
-            told = self._read()
+            told = self._read(patience)
             if told.get("id") == id:
                 assert "error" not in told, (method, told["error"])
                 return told["result"]
-            self.events.append(told)
+            if "method" in told:  # and no late answer
+                self.events.append(told)
 
-    def _read(self) -> dict:
+    def _read(self, patience: float) -> dict:
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._answers], [], [], _PATIENCE_SECONDS)
-            assert ready, "Chromium says nothing"
+            ready, _, _ = select.select([self._answers], [], [], patience)
+            if not ready:
+                raise Silent(f"Chromium says nothing for {patience} s")
             piece = os.read(self._answers, 1 << 20)
             assert piece, f"Chromium ended with code {self._process.wait()}"
             self._rest += piece
@@ -159,5 +176,18 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def new_page(browser):
-    """Opens a tab."""
-    return lambda: Page(browser)
+    """Opens a tab, which is closed after the test."""
+    pages = []
+
+    def new_page():
+        for _ in range(_TABS):
+            try:
+                pages.append(Page(browser))
+            except Silent:
+                continue
+            return pages[-1]
+        raise Silent(f"none of {_TABS} tabs answers")
+
+    yield new_page
+    for page in pages:
+        page.close()

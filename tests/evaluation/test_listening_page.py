@@ -416,10 +416,9 @@ def test_one_clip_at_a_time(open_page):
     page.press("a")
     page.wait("!players[0].audio.paused")
     page.press("b")
-    page.wait("!players[1].audio.paused")
-    assert page.evaluate("players[0].audio.paused")
+    page.wait("!players[1].audio.paused && players[0].audio.paused")
     page.press("b")
-    assert page.evaluate("players.every((player) => player.audio.paused)")
+    page.wait("players.every((player) => player.audio.paused)")
 
 
 @pytest.mark.parametrize("query", ["?participant=again", ""])
