@@ -23,6 +23,12 @@ MACROS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def libtpu_as_it_is(monkeypatch):
+    """libtpu reads flags of XLA too, and ours are for the tests' own programs."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 def run_file(model):
     return str(RUNS / f"{model}.gin")
 
