@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
-from musiclm import audio
+from musiclm import audio, bundle
 from musiclm.bin import evaluate, main
 from musiclm.errors import UserError
 from musiclm.evaluation import report, suite
@@ -53,6 +54,9 @@ def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{report.BEGIN}\n{report.END}\nend\n")
     out = tmp_path / "out"
+    judge = tmp_path / "judge"
+    shutil.copytree(tiny_bundle, judge)
+    bundle.seal(judge, "judge", bundle.load(tiny_bundle).token_spec)
     songs = tmp_path / "songs"
     songs.mkdir()
     lines = []
@@ -63,7 +67,7 @@ def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     arguments = [
         *("evaluate", "--model", tiny_bundle, "--train", corpus, "--held-out", corpus),
         *("--out", out, "--clips", 3, "--pairs", 6, "--fit-clips", 6, "--best-of", 2),
-        *("--judge", tiny_bundle, "--folder", f"copies={songs}", "--readme", readme),
+        *("--judge", judge, "--folder", f"copies={songs}", "--readme", readme),
     ]
     arguments = [str(argument) for argument in arguments]
     assert main.main(arguments) == 0
@@ -77,6 +81,10 @@ def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     assert adherence["chance"]["instrument"] == 0.5
     for name in ("Clips made from text", "Fréchet audio distance", "KLD", "MCC"):
         assert figures[name]["copies"] == figures[name]["real"]
+    # The judge is a copy of the model's own MuLan.
+    heard = list(figures["MCC"]["generated"].values())
+    assert len(heard) == 4
+    assert heard[2:] == heard[:2]
     assert figures["KLD"]["real"]["KL(real ‖ clip)"]["value"] == 0
     assert figures["MuLan's retrieval"]["long"]["text → audio R@10"]["value"] == 1
     assert list(figures["Codec"]) == ["1", "2", "3"]
@@ -142,12 +150,10 @@ def test_the_caption_with_every_attribute_is_the_prompt():
 
 
 def test_what_a_folder_lacks_is_told(tmp_path):
-    with pytest.raises(UserError, match="musiclm generate"):
-        evaluate.read_folder(tmp_path, ["a"])
     (tmp_path / "manifest.jsonl").write_text('{"prompt": "a", "file": "0.wav"}\n')
-    assert evaluate.read_folder(tmp_path, ["a"]) == [tmp_path / "0.wav"]
+    assert evaluate.choose(tmp_path, ["a"]) == [tmp_path / "0.wav"]
     with pytest.raises(UserError, match="lacks clips of 1 of 2 captions, such as 'b'"):
-        evaluate.read_folder(tmp_path, ["a", "b"])
+        evaluate.choose(tmp_path, ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -156,8 +162,9 @@ def test_what_a_folder_lacks_is_told(tmp_path):
         (["--clips", "2"], "3 clips or more"),
         (["--clips", "7", "--pairs", "6"], "as many pairs at least"),
         (["--best-of", "0"], "1 or more to choose from"),
-        (["--folder", "songs"], "NAME=DIR"),
+        (["--folder", "songs"], "write it like"),
         (["--readme", "missing.md"], "missing.md"),
+        (["--judge", "same"], "is the model itself"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(
@@ -165,6 +172,7 @@ def test_mistakes_are_told_before_anything_is_made(
 ):
     given = ["--model", tiny_bundle, "--held-out", corpus, "--train", corpus]
     sizes = ["--clips", "3", "--pairs", "6", "--fit-clips", "6"]
+    options = [str(tiny_bundle) if option == "same" else option for option in options]
     command = ["evaluate", *map(str, given), *sizes, "--out", str(tmp_path / "out"), *options]
     assert main.main(command) == 2
     assert told in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from musiclm import audio
+from musiclm.bin import folders
 from musiclm.errors import UserError
 from musiclm.evaluation import listening, listening_answers, listening_page
 
@@ -42,11 +43,11 @@ def write_folder(folder, prompts, *, rate=RATE, seconds=SECONDS, level=0.1):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def systems(tmp_path_factory):
     """Clips of three systems by prompt; one has a prompt that the others lack."""
     root = tmp_path_factory.mktemp("systems")
     return {
-        name: listening_page.read_folder(
+        name: folders.read(
             write_folder(root / name, [f"only {name}", *PROMPTS], level=0.1 + 0.05 * i)
         )
         for i, name in enumerate(SYSTEMS)
@@ -54,10 +55,10 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(folders, tmp_path_factory):
+def made(systems, tmp_path_factory):
     """A test of all comparisons: its folder and its key."""
     folder = tmp_path_factory.mktemp("test")
-    return folder, listening_page.write(listening_page.design(folders), folder)
+    return folder, listening_page.write(listening_page.design(systems), folder)
 
 
 # What is compared -------------------------------------------------------------------------------
@@ -69,8 +70,8 @@ def pairs_of(test):
     )
 
 
-def test_every_common_prompt_by_every_pair(folders):
-    test = listening_page.design(folders)
+def test_every_common_prompt_by_every_pair(systems):
+    test = listening_page.design(systems)
     assert len(test.comparisons) == test.per_participant == 9
     assert set(pairs_of(test).values()) == {3}
     told = {(each.prompt, frozenset(each.systems.values())) for each in test.comparisons}
@@ -78,29 +79,29 @@ def test_every_common_prompt_by_every_pair(folders):
     assert {each.prompt for each in test.comparisons} == set(PROMPTS)
     for comparison in test.comparisons:
         for name, system in comparison.systems.items():
-            assert test.clips[name] == folders[system][comparison.prompt, 0]
+            assert test.clips[name] == systems[system][comparison.prompt, 0]
 
 
 @pytest.mark.parametrize("count", [3, 4, 8])
-def test_fewer_are_spread_over_the_pairs(folders, count):
-    test = listening_page.design(folders, num_comparisons=count, per_participant=2, seed=3)
+def test_fewer_are_spread_over_the_pairs(systems, count):
+    test = listening_page.design(systems, num_comparisons=count, per_participant=2, seed=3)
     assert len(test.comparisons) == count
-    counts = [pairs_of(test)[frozenset(pair)] for pair in pairs_of(listening_page.design(folders))]
+    counts = [pairs_of(test)[frozenset(pair)] for pair in pairs_of(listening_page.design(systems))]
     assert max(counts) - min(counts) <= 1
     assert {name for each in test.comparisons for name in each.systems} == set(test.clips)
     assert test.per_participant == 2
 
 
-def test_a_seed_decides_and_another_decides_otherwise(folders):
-    designs = [listening_page.design(folders, seed=seed) for seed in (5, 5, 6)]
+def test_a_seed_decides_and_another_decides_otherwise(systems):
+    designs = [listening_page.design(systems, seed=seed) for seed in (5, 5, 6)]
     assert designs[0] == designs[1] != designs[2]
 
 
-def test_names_and_orders_tell_no_system(folders):
+def test_names_and_orders_tell_no_system(systems):
     """Over seeds, each system has as many first names and places as the others, and each pair."""
     first_clip, first_place, first_pair = (collections.Counter() for _ in range(3))
     for seed in range(300):
-        test = listening_page.design(folders, seed=seed)
+        test = listening_page.design(systems, seed=seed)
         first_clip[test.clips[min(test.clips)].parent.name] += 1
         first_place.update(next(iter(each.systems.values())) for each in test.comparisons)
         first_pair[frozenset(test.comparisons[0].systems.values())] += 1
@@ -111,11 +112,11 @@ def test_names_and_orders_tell_no_system(folders):
 
 
 def test_clips_of_one_prompt_meet_in_their_order(tmp_path):
-    folders = {
-        name: listening_page.read_folder(write_folder(tmp_path / name, prompts))
+    systems = {
+        name: folders.read(write_folder(tmp_path / name, prompts))
         for name, prompts in (("a", ["x", "x", "y"]), ("b", ["x", "z", "x", "x"]))
     }
-    test = listening_page.design(folders)
+    test = listening_page.design(systems)
     met = {
         tuple(sorted(str(test.clips[name].relative_to(tmp_path)) for name in each.systems))
         for each in test.comparisons
@@ -123,7 +124,7 @@ def test_clips_of_one_prompt_meet_in_their_order(tmp_path):
     assert met == {("a/000.wav", "b/000.wav"), ("a/001.wav", "b/002.wav")}
 
 
-def test_the_folder_tells_no_system_and_holds_the_sound(folders, made):
+def test_the_folder_tells_no_system_and_holds_the_sound(systems, made):
     folder, key = made
     files = list(folder.iterdir())
     assert len(files) == 10
@@ -139,31 +140,31 @@ def test_the_folder_tells_no_system_and_holds_the_sound(folders, made):
             assert rate == RATE
             # The clip of that system, to the bit.
             assert any(
-                np.array_equal(heard, soundfile.read(path)[0]) for path in folders[system].values()
+                np.array_equal(heard, soundfile.read(path)[0]) for path in systems[system].values()
             )
 
 
-def test_the_same_clips_make_the_same_bytes_and_others_another_test(folders, made, tmp_path):
+def test_the_same_clips_make_the_same_bytes_and_others_another_test(systems, made, tmp_path):
     folder, key = made
-    assert listening_page.write(listening_page.design(folders), tmp_path) == key
+    assert listening_page.write(listening_page.design(systems), tmp_path) == key
     for file in folder.iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
-    other = listening_page.write(listening_page.design(folders, title="Other"), tmp_path)
+    other = listening_page.write(listening_page.design(systems, title="Other"), tmp_path)
     assert other.test != key.test
 
 
 @pytest.mark.parametrize(
     ("choices", "told"),
     [
-        ({"num_comparisons": 10}, "10 comparisons: 9 can be made of these folders"),
+        ({"num_comparisons": 10}, "10 comparisons: 9 can be made of these systems"),
         ({"num_comparisons": 0}, "0 comparisons"),
         ({"num_comparisons": 4, "per_participant": 5}, "5 comparisons a participant: 4 are there"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_numbers_out_of_range_are_told(folders, choices, told):
+def test_numbers_out_of_range_are_told(systems, choices, told):
     with pytest.raises(UserError, match=told):
-        listening_page.design(folders, **choices)
+        listening_page.design(systems, **choices)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_numbers_out_of_range_are_told(folders, choices, told):
 )
 def test_clips_that_differ_in_form_are_told(tmp_path, odd, told):
     paths = write_folder(tmp_path / "a", ["x"]), write_folder(tmp_path / "b", ["x"], **odd)
-    test = listening_page.design({path.name: listening_page.read_folder(path) for path in paths})
+    test = listening_page.design({path.name: folders.read(path) for path in paths})
     with pytest.raises(UserError, match=told):
         listening_page.write(test, tmp_path)
 
@@ -183,7 +184,7 @@ def test_clips_that_differ_in_form_are_told(tmp_path, odd, told):
 def test_a_line_that_is_no_clip_is_told(tmp_path, line):
     (tmp_path / "manifest.jsonl").write_text(f'{{"prompt": "x", "file": "000.wav"}}\n\n{line}\n')
     with pytest.raises(UserError, match=r"line 3 of .*manifest\.jsonl' is no clip"):
-        listening_page.read_folder(tmp_path)
+        folders.read(tmp_path)
 
 
 # The page in a browser --------------------------------------------------------------------------

@@ -67,3 +67,5 @@ def test_a_record_has_all_digits_and_no_empty_cells():
 def test_a_row_that_does_not_fit_the_head_is_named():
     with pytest.raises(ValueError, match="'Things': the row 'w'"):
         dataclasses.replace(TABLE, rows=(*TABLE.rows, ("w", 1)))
+    with pytest.raises(ValueError, match="names a column twice"):
+        dataclasses.replace(TABLE, head=("", "a", "a"))

@@ -8,7 +8,6 @@ players. Started again it finds the clips and what was computed of them.
 
 import argparse
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from musiclm import api, errors, exit_codes
-from musiclm.bin import compilation_cache
+from musiclm.bin import compilation_cache, folders
 
 HELP = "measure a model on held-out clips, and write a report"
 EPILOG = """\
@@ -64,13 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="published weights of VGGish, for distances in its embedding as well",
     )
-    parser.add_argument(
-        "--folder",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="clips made elsewhere, to be measured as well; may be repeated",
-    )
+    folders.add_argument(parser, "clips made elsewhere, to be measured as well; may be repeated")
     for name, default, what in (
         ("clips", 96, "captions to generate from"),
         ("best-of", 1, "measure also the best of so many, chosen by MuLan"),
@@ -103,20 +96,26 @@ def run(args: argparse.Namespace) -> int:
         from musiclm.evaluation import embeddings, figures, page, report, suite
     except ModuleNotFoundError as error:
         raise errors.UserError(
-            f"evaluation needs more packages ({error}): pip install 'musiclm[eval]'"
+            f"evaluation needs more packages ({error}): run `pip install -e '.[eval]'` in a "
+            "checkout of the repository"
         ) from error
 
     if args.readme:  # a README without markers is told before hours of work
         report.insert(_read_text(args.readme, "give a file that is there"), "")
     bundle = bundles.load(args.model)
     judges = [bundles.load(args.judge)] if args.judge else []
+    if any(judge.digest == bundle.digest for judge in judges):
+        raise errors.UserError(f"--judge {args.judge} is the model itself: give another bundle")
     held_out = read_manifest(args.held_out, args.pairs)
     train = read_manifest(args.train, args.fit_clips)
     prompts = [suite.long_caption(entry) for entry in held_out[: args.clips]]
-    folders = dict(map(_named, args.folder))
-    files = {name: read_folder(folder, prompts) for name, folder in folders.items()}
+    files = {name: choose(path, prompts) for name, path in folders.named(args.folder).items()}
     for count in sorted({1, args.best_of}):
         name = f"best of {count}" if count > 1 else "generated"
+        if name in files:
+            raise errors.UserError(
+                f"--folder {name}: the report has clips of that name, choose another"
+            )
         files[name] = generate(bundle, prompts, args.out / "clips", count)
 
     rate = bundle.token_spec.sample_rate
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
             progress=bars.move,
         )
         made = {name: read_clips(paths, rate) for name, paths in files.items()}
-        tables = measured.tables(made, functools.partial(go_on, bundle))
+        tables = measured.tables(made, greedy(bundle))
     tables.append(figures.size_table(bundles.find(args.model), bundle))
     opening = (
         f"{bundle.name}, digest {bundle.digest[:12]}, on combinations of attributes that training "
@@ -169,7 +168,8 @@ def read_manifest(corpus: pathlib.Path, count: int) -> list[Entry]:
     Raises:
       UserError: there is no such corpus, or it has fewer clips.
     """
-    lines = _read_lines(corpus, "make the corpus with `musiclm data gm`")[:count]
+    text = _read_text(corpus / "manifest.jsonl", "make the corpus with `musiclm data gm`")
+    lines = [json.loads(line) for line in text.splitlines()[:count]]
     if len(lines) < count:
         raise errors.UserError(
             f"{corpus} has {len(lines)} clips: {count} are needed, render more or ask for fewer"
@@ -177,24 +177,19 @@ def read_manifest(corpus: pathlib.Path, count: int) -> list[Entry]:
     return [{**entry, "path": corpus / entry["file"]} for entry in lines]
 
 
-def read_folder(folder: pathlib.Path, prompts: Sequence[str]) -> list[pathlib.Path]:
-    """The clip of each prompt in a folder that `musiclm generate` wrote.
+def choose(folder: pathlib.Path, prompts: Sequence[str]) -> list[pathlib.Path]:
+    """The first clip of each prompt in a folder of clips.
 
     Raises:
-      UserError: it has no manifest, or lacks a clip.
+      UserError: it can't be read, or lacks a clip.
     """
-    lines = _read_lines(folder, "give a folder that `musiclm generate` wrote")
-    files = {line["prompt"]: folder / line["file"] for line in lines}
-    if missing := [prompt for prompt in prompts if prompt not in files]:
+    clips = folders.read(folder)
+    if missing := [prompt for prompt in prompts if (prompt, 0) not in clips]:
         raise errors.UserError(
             f"{folder} lacks clips of {len(missing)} of {len(prompts)} captions, such as "
             f"{missing[0]!r}: make them, or ask for fewer --clips"
         )
-    return [files[prompt] for prompt in prompts]
-
-
-def _read_lines(folder: pathlib.Path, mend: str) -> list[Entry]:
-    return [json.loads(line) for line in _read_text(folder / "manifest.jsonl", mend).splitlines()]
+    return [clips[prompt, 0] for prompt in prompts]
 
 
 def _read_text(path: pathlib.Path, mend: str) -> str:
@@ -202,13 +197,6 @@ def _read_text(path: pathlib.Path, mend: str) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise errors.UserError(f"cannot read {path} ({error.strerror}): {mend}") from error
-
-
-def _named(argument: str) -> tuple[str, pathlib.Path]:
-    name, given, folder = argument.partition("=")
-    if not (name and given and folder):
-        raise errors.UserError(f"--folder {argument!r}: give a name and a folder, NAME=DIR")
-    return name, pathlib.Path(folder)
 
 
 def _paths(entries: Sequence[Entry]) -> list[pathlib.Path]:
@@ -256,8 +244,8 @@ def generate(
     return files
 
 
-def go_on(bundle, condition_NQ, given_NT, num_tokens: int):
-    """Semantic tokens [N, num_tokens] that begin with the given ones, greedily."""
+def greedy(bundle):
+    """What goes on greedily with semantic tokens; see `suite.GoOn`."""
     import jax
     import numpy as np
 
@@ -265,15 +253,20 @@ def go_on(bundle, condition_NQ, given_NT, num_tokens: int):
     from musiclm.sampler.stages import Stage
 
     part = bundle.components["semantic"]
-    codes_NTQ = Stage(part.config, part.variables["params"]).generate(
-        {"mulan": condition_NQ},
-        jax.random.split(jax.random.key(0), len(condition_NQ)),
-        [Sampling(temperature=0.0)] * len(condition_NQ),
-        num_frames=num_tokens,
-        prompts=[np.asarray(given_T)[:, None] for given_T in given_NT],
-        prefilled=given_NT.shape[1],
-    )
-    return codes_NTQ[:, :, 0]
+    stage = Stage(part.config, part.variables["params"])
+
+    def go_on(condition_NQ, given_NT, num_tokens: int):
+        codes_NTQ = stage.generate(
+            {"mulan": condition_NQ},
+            jax.random.split(jax.random.key(0), len(condition_NQ)),
+            [Sampling(temperature=0.0)] * len(condition_NQ),
+            num_frames=num_tokens,
+            prompts=[np.asarray(given_T)[:, None] for given_T in given_NT],
+            prefilled=given_NT.shape[1],
+        )
+        return codes_NTQ[:, :, 0]
+
+    return go_on
 
 
 class Bars(contextlib.AbstractContextManager):

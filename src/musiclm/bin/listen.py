@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from musiclm import errors
-from musiclm.bin import staging
+from musiclm.bin import folders, staging
 
 HELP = "listening tests: make the page that asks, count the answers"
 EPILOG = """\
@@ -59,13 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `musiclm listen make` and `musiclm listen analyse`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     make = _add(actions, "make", "make the page", _MAKE, _MAKE_EPILOG)
-    make.add_argument(
-        "--folder",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="clips of a system, with a manifest.jsonl; two or more times",
-    )
+    folders.add_argument(make, "clips of a system, with a manifest.jsonl; two or more times")
     make.add_argument("--out", required=True, metavar="DIR", help="a new folder for the page")
     make.add_argument(
         "--comparisons",
@@ -108,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; see the top of the file."""
     if args.action == "make":
         make(
-            _named(args.folder),
+            folders.named(args.folder),
             args.out,
             num_comparisons=args.comparisons,
             per_participant=args.per_participant,
@@ -120,28 +114,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _named(folders: Sequence[str]) -> dict[str, pathlib.Path]:
-    """Folders by name.
-
-    Raises:
-      UserError: one has no name, or the name of another.
-    """
-    named: dict[str, pathlib.Path] = {}
-    for text in folders:
-        name, equals, folder = text.partition("=")
-        if not (name and equals and folder):
-            raise errors.UserError(f"--folder is {text!r}: write it like small=songs/small")
-        if name in named:
-            raise errors.UserError(f"--folder names {name!r} twice: give each a name of its own")
-        named[name] = pathlib.Path(folder)
-    return named
-
-
-def make(folders: dict[str, pathlib.Path], out: str, **choices) -> None:
+def make(systems: dict[str, pathlib.Path], out: str, **choices) -> None:
     """Makes the folder of a test, and its key beside it.
 
     Args:
-      folders: clips by the system's name.
+      systems: folders of clips by name.
       out: that does not exist, or is empty.
       **choices: see `listening_page.design`.
 
@@ -159,7 +136,7 @@ def make(folders: dict[str, pathlib.Path], out: str, **choices) -> None:
             f"{out!r} or {key_path.name} is there already: choose another folder with --out, or "
             "move them away"
         )
-    clips = {name: listening_page.read_folder(path) for name, path in folders.items()}
+    clips = {name: folders.read(path) for name, path in systems.items()}
     test = listening_page.design(clips, **choices)
     with staging.staged(folder, last=listening_page.PAGE) as unfinished:
         key = listening_page.write(test, unfinished)

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import scipy.fft
@@ -73,7 +73,7 @@ class Cache:
     def each(
         self,
         what: str,
-        waveform_NT: np.ndarray,
+        clips: Iterable[np.ndarray],
         compute: Callable[[np.ndarray], Arrays],
         progress: Callable[[int], None] | None = None,
     ) -> list[Arrays]:
@@ -82,12 +82,12 @@ class Cache:
         Args:
           what: names the computation and all that it depends on besides the samples: rates, sizes,
             the digest of a model.
-          waveform_NT: f32 clips.
+          clips: f32 waveforms [T].
           compute: of one clip [T].
           progress: called with 1 after each clip.
         """
         made = []
-        for waveform_T in waveform_NT:
+        for waveform_T in clips:
             path = self.folder / f"{_digest(what, waveform_T)}.npz"
             if not path.is_file():
                 _save(path, compute(waveform_T))

@@ -10,7 +10,6 @@ Q levels.
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from musiclm.evaluation import (
     bootstrap,
     codec_quality,
     frechet,
+    memorization,
     semantic_tokens,
     tagger,
     tagging,
@@ -143,6 +143,7 @@ def cosine_table(
       text: unit vectors [N, D] of the prompts, by MuLan.
       sources: unit vectors [N, D] of the clips, by source and MuLan.
     """
+    named = ("", *(f", by {name}" for name in list(text)[1:]))  # the first is the model's own
     rows = []
     for source, audio in sources.items():
         cells = []
@@ -155,7 +156,7 @@ def cosine_table(
         note="the mean cosine of texts and clips, a clip as the mean of its 10 s windows, a second "
         "apart. The MuLan that conditions the generation is no independent witness.",
         rests_on=tuple(text),
-        head=("", *(f"{whose} text" for _ in text for whose in ("own", "others'"))),
+        head=("", *(f"{whose} text{by}" for by in named for whose in ("own", "others'"))),
         rows=tuple(rows),
     )
 
@@ -207,7 +208,14 @@ def retrieval_table(texts: Mapping[str, np.ndarray], audio_ND: np.ndarray, rests
         title="MuLan's retrieval",
         note=f"among {len(audio_ND)} held-out clips.",
         rests_on=(rests_on,),
-        head=("captions", f"text → audio R@{_K}", "mAP", f"audio → text R@{_K}", "mAP "),
+        head=(
+            "captions",
+            *(
+                f"{way} {what}"
+                for way in ("text → audio", "audio → text")
+                for what in (f"R@{_K}", "mAP")
+            ),
+        ),
         rows=tuple(rows),
     )
 
@@ -296,14 +304,17 @@ def semantic_table(
 
 
 def likelihood_table(
-    nats: Mapping[str, np.ndarray], vocabulary: Mapping[str, int], shuffled, rests_on: str
+    nats: Mapping[str, np.ndarray],
+    vocabulary: Mapping[str, int],
+    shuffled: bootstrap.Estimate,
+    rests_on: str,
 ) -> Table:
     """How likely the stages find real clips, and whether the semantic one hears their order.
 
     Args:
       nats: mean over the tokens of each clip, [N], by stage.
       vocabulary: codes a level, by stage.
-      shuffled: see `semantic_tokens.spot_the_real`, of the semantic stage; an estimate.
+      shuffled: see `semantic_tokens.spot_the_real`, of the semantic stage.
       rests_on: which bundle.
     """
     return Table(
@@ -324,7 +335,9 @@ def likelihood_table(
     )
 
 
-def memorization_table(found: Sequence[Any], cost_below: float, rests_on: str) -> Table:
+def memorization_table(
+    found: Sequence[memorization.Memorization], cost_below: float, rests_on: str
+) -> Table:
     """Memorization over the length of the prompt; see `memorization.measure`."""
     return Table(
         title="Memorization",

@@ -20,7 +20,6 @@ from musiclm import audio
 from musiclm.errors import UserError
 from musiclm.evaluation import listening_answers
 
-MANIFEST = "manifest.jsonl"
 PAGE = "index.html"
 
 # A prompt, and which of a folder's clips of that prompt.
@@ -62,39 +61,6 @@ class Test:
     per_participant: int
 
 
-def read_folder(folder: pathlib.Path) -> dict[_Take, pathlib.Path]:
-    """The clips of a folder as `musiclm generate` leaves it, in the manifest's order.
-
-    Raises:
-      UserError: there is no manifest, or a line of it names no prompt or no file.
-    """
-    manifest = folder / MANIFEST
-    try:
-        lines = manifest.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read {str(manifest)!r} ({getattr(error, 'strerror', None) or error}): give a "
-            "folder that `musiclm generate` or `musiclm sample` made"
-        ) from error
-    clips: dict[_Take, pathlib.Path] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            prompt, file = entry["prompt"], entry["file"]
-            if not isinstance(prompt, str) or not isinstance(file, str):
-                raise TypeError("prompt and file are no texts")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(
-                f"line {number} of {str(manifest)!r} is no clip ({error}): write it like "
-                '{"prompt": "calm flute", "file": "000.wav"}'
-            ) from error
-        take = next(i for i in itertools.count() if (prompt, i) not in clips)
-        clips[prompt, take] = folder / file
-    return clips
-
-
 def design(
     folders: Mapping[str, _Folder],
     *,
@@ -106,8 +72,8 @@ def design(
     """Chooses what is compared: each prompt that all systems have, by each pair of systems.
 
     Args:
-      folders: clips by the system's name, see `read_folder`. The n-th clip of a prompt is compared
-        with the others' n-th.
+      folders: of each system its clips, by prompt and number among those of a prompt. The n-th clip
+        of a prompt is compared with the others' n-th.
       title: of the page.
       num_comparisons: so many of them, evenly over the pairs of systems; all where None.
       per_participant: of these, how many each participant hears, drawn anew; all where None.

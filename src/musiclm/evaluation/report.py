@@ -21,7 +21,7 @@ class Table:
       title: what they are of, unique in a report.
       note: how they are measured, and which way is better.
       rests_on: the models and data that the figures depend on, with their digests.
-      head: names of the columns; the first is of the rows' labels.
+      head: names of the columns, each once; the first is of the rows' labels.
       rows: a label and a cell for each further column; "" where there is no figure.
       digits: behind the point.
     """
@@ -34,6 +34,8 @@ class Table:
     digits: int = 2
 
     def __post_init__(self):
+        if len(set(self.head)) < len(self.head):
+            raise ValueError(f"Table {self.title!r}: the head {self.head} names a column twice")
         if wrong := [row[0] for row in self.rows if len(row) != len(self.head)]:
             raise ValueError(
                 f"Table {self.title!r}: the row {wrong[0]!r} has not the {len(self.head)} cells of "

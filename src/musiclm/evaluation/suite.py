@@ -8,7 +8,7 @@ import functools
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ _CODE = hashlib.sha256(
 ).hexdigest()
 
 Progress = Callable[[str, int, int], None]
-# Semantic codes [N, T] after a condition [N, Q] and first codes [N, T'], greedily.
+# go_on(condition [N, Q], first tokens [N, T'], T): semantic tokens [N, T] that begin so, greedily.
 GoOn = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
@@ -118,9 +118,9 @@ class Suite:
         real = self.held_out.first(count)
         through_NT = codec_quality.reconstruct(self.codec, real.waveform_NT)
         seen = {
-            **{source: self.look(clips_NT, source) for source, clips_NT in made.items()},
+            **{source: self.look(clips_NT, count, source) for source, clips_NT in made.items()},
             "real": self.real[:count],
-            "real through the codec": self.look(through_NT, "real through the codec"),
+            "real through the codec": self.look(through_NT, count, "real through the codec"),
         }
         return [
             *figures.adherence_tables(self.judge, seen, real.truths, self.fitted_on),
@@ -162,14 +162,14 @@ class Suite:
             for bundle in (self.bundle, *self.judges)
         }
 
-    def look(self, waveform_NT: Sequence[np.ndarray], what: str) -> list[embeddings.Arrays]:
-        """Descriptions and vectors of clips, by name; what was looked at before is not again."""
+    def look(self, clips: Iterable[np.ndarray], total: int, what: str) -> list[embeddings.Arrays]:
+        """Descriptions and vectors of clips [T], by name; none is looked at twice."""
 
         def at(waveform_T: np.ndarray) -> embeddings.Arrays:
             looked = {
                 **descriptors.describe(waveform_T, self.rate),
                 "timbre": embeddings.timbre(waveform_T, self.rate),
-                **{name: m.embed_audio(waveform_T[None]) for name, m in self.mulans.items()},
+                **{name: self._embed(m, waveform_T) for name, m in self.mulans.items()},
             }
             if self.vggish is not None:
                 heard_T = audio.resample(waveform_T, self.rate, vggish.SAMPLE_RATE)
@@ -182,10 +182,14 @@ class Suite:
             nonlocal done
             done += count
             if self.progress:
-                self.progress(what, done, len(waveform_NT))
+                self.progress(what, done, total)
 
         depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
-        return self.cache.each(depends_on, waveform_NT, at, progress)
+        return self.cache.each(depends_on, clips, at, progress)
+
+    def _embed(self, mulan: tokenizers.MuLanTokenizer, waveform_T: np.ndarray) -> np.ndarray:
+        heard_T = audio.resample(waveform_T, self.rate, mulan.sample_rate)
+        return mulan.embed_audio(heard_T[None])
 
     @functools.cached_property
     def _vggish_digest(self) -> str:
@@ -199,19 +203,20 @@ class Suite:
     @functools.cached_property
     def real(self) -> list[embeddings.Arrays]:
         """Of the held-out clips."""
-        return self.look(self.held_out.waveform_NT, "held-out clips")
+        return self.look(self.held_out.waveform_NT, len(self.held_out.entries), "held-out clips")
 
     @functools.cached_property
     def fitted(self) -> list[embeddings.Arrays]:
         """Of the training clips, each followed by its degraded copy."""
         rng = np.random.default_rng(0)
-        pairs = []
-        for waveform_T in self.train.waveform_NT:
-            degraded_T = adherence.degrade(
-                waveform_T, self.rate, rng, lambda x_BT: codec_quality.reconstruct(self.codec, x_BT)
-            )
-            pairs += [waveform_T, degraded_T]
-        return self.look(pairs, "clips to fit on")
+        through = functools.partial(codec_quality.reconstruct, self.codec)
+
+        def pairs() -> Iterator[np.ndarray]:
+            for waveform_T in self.train.waveform_NT:
+                yield waveform_T
+                yield adherence.degrade(waveform_T, self.rate, rng, through)
+
+        return self.look(pairs(), 2 * len(self.train.entries), "clips to fit on")
 
     @property
     def fitted_on(self) -> str:
@@ -271,7 +276,6 @@ class Suite:
         classes = {
             question: sorted({truth[question] for truth in self.held_out.truths})
             for question in _TAG_WORDS
-            if question in self.judge.classifiers
         }
         words = {
             question: (names, mulan.embed_text([_TAG_WORDS[question].format(n) for n in names]))
@@ -295,7 +299,7 @@ class Suite:
             for question in self.judge.classifiers
         }
         return figures.semantic_table(
-            self.tokens(self.held_out.waveform_NT),
+            self.real_tokens_NT,
             self.semantic.clusters["centroids_KD"],
             self.held_out.truths,
             [q for q, of_class in counts.items() if len(of_class) > 1 < min(of_class.values())],
@@ -307,7 +311,7 @@ class Suite:
         mulan = next(iter(self.mulans.values()))
         codes = {
             "mulan": mulan.encode_text(real.prompts),
-            "semantic": self.tokens(real.waveform_NT),
+            "semantic": self.real_tokens_NT[: len(real.entries)],
             "acoustic": np.concatenate([self.codec.encode(x_T[None]) for x_T in real.waveform_NT]),
         }
         stages = {name: self.bundle.components[name] for name in STAGES}
@@ -339,7 +343,7 @@ class Suite:
         """What the semantic stage gives back of training clips.
 
         Args:
-          go_on: makes so many semantic tokens in all, greedily, of conditions and first tokens.
+          go_on: see `GoOn`.
         """
         centroids_KD = self.semantic.clusters["centroids_KD"]
         every_NT = self.tokens(self.train.waveform_NT)
@@ -366,6 +370,11 @@ class Suite:
             num_tokens=num_tokens,
         )
         return figures.memorization_table(found, cost_below, self.name)
+
+    @functools.cached_property
+    def real_tokens_NT(self) -> np.ndarray:
+        """Semantic tokens of the held-out clips."""
+        return self.tokens(self.held_out.waveform_NT)
 
     def tokens(self, waveform_NT: np.ndarray) -> np.ndarray:
         """Semantic tokens [N, T]."""
