@@ -156,7 +156,7 @@ def test_the_same_clips_make_the_same_bytes_and_others_another_test(systems, mad
 @pytest.mark.parametrize(
     ("choices", "told"),
     [
-        ({"num_comparisons": 10}, "10 comparisons: 9 can be made of these systems"),
+        ({"num_comparisons": 10}, "10 comparisons: 9 can be made of these folders"),
         ({"num_comparisons": 0}, "0 comparisons"),
         ({"num_comparisons": 4, "per_participant": 5}, "5 comparisons a participant: 4 are there"),
         ({"seed": -1}, "seed is -1"),
