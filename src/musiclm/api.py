@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from musiclm.tokens.tokenizers import SemanticTokenizer
 
 DEFAULT_MODEL = "gm-mini"
-STAGES = ("semantic", "coarse", "fine")
+STAGES = ("semantic", "coarse", "fine", "parallel")
+# How acoustic tokens are decoded: by the coarse and the fine stage, or in parallel by SoundStorm.
+DECODINGS = ("autoregressive", "parallel")
 # What may be said of each stage's drawing.
 SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 MAX_SECONDS = 300.0
@@ -51,6 +53,7 @@ class Request:
       seed: of the first clip; the i-th takes seed + i.
       story: (second, text) in the order of time, that take over from the prompts.
       best_of: clips that are made of each prompt, of which one is kept.
+      decoding: of acoustic tokens, one of `DECODINGS`.
     """
 
     prompts: tuple[str, ...]
@@ -58,6 +61,7 @@ class Request:
     seed: int
     story: tuple[tuple[float, str], ...] = ()
     best_of: int = 1
+    decoding: str = DECODINGS[0]
 
     def __post_init__(self):
         if not self.prompts:
@@ -72,6 +76,8 @@ class Request:
             raise UserError(
                 f"best_of is {self.best_of}: give a whole number from 1 to {MAX_BEST_OF}"
             )
+        if self.decoding not in DECODINGS:
+            raise UserError(f"decoding is {self.decoding!r}: give {' or '.join(DECODINGS)}")
         last = MAX_SEED + 1 - len(self.prompts) * self.best_of
         if not _is(self.seed, numbers.Integral) or not 0 <= self.seed <= last:
             raise UserError(
@@ -140,11 +146,15 @@ class MusicLM:
 
     def __init__(self, bundle: Bundle, *, rows: int | None = None):
         """Builds the chain of a bundle; see `from_pretrained`."""
-        from musiclm.sampler import decode, generate, stages
+        from musiclm.sampler import decode, generate, parallel, stages
         from musiclm.tokens import tokenizers
 
         parts = bundle.components
         mesh = decode.make_mesh()
+
+        def stage(part: str, kind: Callable = stages.Stage):
+            return kind(parts[part].config, parts[part].variables["params"], mesh)
+
         self.name = bundle.name
         self.digest = bundle.digest
         self.rows = rows
@@ -157,10 +167,10 @@ class MusicLM:
             token_spec=bundle.token_spec,
             mulan=self._mulan,
             acoustic=self._acoustic,
-            **{
-                name: stages.Stage(parts[name].config, parts[name].variables["params"], mesh)
-                for name in STAGES
-            },
+            semantic=stage("semantic"),
+            coarse=stage("coarse"),
+            fine=stage("fine"),
+            parallel=stage("soundstorm", parallel.ParallelStage) if "soundstorm" in parts else None,
             **({} if rows is None else {"max_rows": rows, "fixed_rows": True}),
         )
 
@@ -206,6 +216,7 @@ class MusicLM:
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
         best_of: int = 1,
+        decoding: str = DECODINGS[0],
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Waveform | Clips:
         """Makes music of texts.
@@ -215,9 +226,10 @@ class MusicLM:
           seconds: length of every clip, up to `MAX_SECONDS`.
           seed: of the first clip; the i-th takes seed + i. On one machine the same text, seed
             and length give the same samples.
-          sampling: by stage ("semantic", "coarse", "fine") any of `guidance`, `temperature`,
-            `top_k` and `top_p`; what is left out is the model's own choice, or else the paper's
-            (MusicLM 4.1): temperatures 1.0, 0.95 and 0.4 over all codes.
+          sampling: by stage ("semantic", "coarse", "fine", "parallel") any of `guidance`,
+            `temperature`, `top_k` and `top_p`; what is left out is the model's own choice, or else
+            the paper's (MusicLM 4.1): temperatures 1.0, 0.95 and 0.4 over all codes, and 1.0 in
+            parallel.
           story: (second, text) in the order of time: texts that take over from the prompt, at the
             nearest half of a semantic window (15 s at the paper's size, 5 s in gm-mini).
           continuation: a sound file of at least `MIN_CONTINUED_SECONDS`, whose last whole seconds
@@ -225,6 +237,8 @@ class MusicLM:
           best_of: clips that are made of each prompt, of which the one is kept that is nearest to
             its text by MuLan's cosine. Of P prompts, the further clips of the i-th take seed + i +
             P, seed + i + 2 P and so on. `provenance` of a clip tells its own seed and all scores.
+          decoding: of acoustic tokens: "autoregressive", by the coarse and the fine stage, or
+            "parallel", by SoundStorm, which not every model has. Semantic tokens are the same.
           progress: called with the stage's name, the tokens done and the tokens in all.
 
         Returns:
@@ -234,7 +248,7 @@ class MusicLM:
           UserError: an argument is out of bounds; nothing has been generated then.
         """
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        request = Request(texts, seconds, seed, tuple(story), best_of)
+        request = Request(texts, seconds, seed, tuple(story), best_of, decoding)
         given = None if continuation is None else self.read_continuation(continuation)
         plans = [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
         clips = Clips(self.render(plans, progress))
@@ -270,6 +284,7 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        decoding: str = DECODINGS[0],
     ) -> Stream:
         """Music that is heard while it is made; for the arguments see `generate`.
 
@@ -288,6 +303,7 @@ class MusicLM:
             sampling=sampling,
             story=story,
             continuation=continuation,
+            decoding=decoding,
         )
         return Stream(stream.Stream(self._chain, plan), self.sample_rate)
 
@@ -300,13 +316,14 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        decoding: str = DECODINGS[0],
     ) -> Plan:
         """Checks and prepares one clip for `render`; for the arguments see `generate`.
 
         Raises:
           UserError: an argument is out of bounds.
         """
-        request = Request((prompt,), seconds, seed, tuple(story))
+        request = Request((prompt,), seconds, seed, tuple(story), decoding=decoding)
         given = None if continuation is None else self.read_continuation(continuation)
         return self._plan(request, prompt, seed, sampling or {}, given)
 
@@ -329,6 +346,7 @@ class MusicLM:
             clip = plan.clip
             told = {"prompt": clip.prompt, "seed": clip.seed, "seconds": clip.seconds}
             told |= {"story": clip.story} if clip.story else {}
+            told |= {"decoding": clip.decoding} if clip.decoding != DECODINGS[0] else {}
             told |= {"model": self.name, "model_digest": self.digest}
             yield Waveform(_within_full_scale(samples_T), self.sample_rate, told)
 
@@ -379,11 +397,17 @@ class MusicLM:
     ) -> Plan:
         from musiclm.sampler.generate import Clip
 
+        if request.decoding == "parallel" and self._chain.parallel is None:
+            raise UserError(
+                f"decoding is 'parallel', and the model {self.name!r} has no SoundStorm: take one "
+                "that has, or decode autoregressively"
+            )
         clip = Clip(
             prompt=prompt,
             seconds=float(request.seconds),
             seed=int(seed),
             sampling=_chain_sampling(sampling, self._sampling),
+            decoding=request.decoding,
             story=request.story,
             continuation=continuation,
         )
@@ -453,6 +477,5 @@ def _chain_sampling(
         return dataclasses.replace(default, **changed)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"sampling: {error}: give guidance, temperature, top_k or top_p for semantic, coarse "
-            "or fine"
+            f"sampling: {error}: give {', '.join(SAMPLING)} for any of {', '.join(STAGES)}"
         ) from error

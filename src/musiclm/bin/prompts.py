@@ -19,6 +19,7 @@ class Line:
     seconds: float
     seed: int
     sampling: Mapping[str, Mapping[str, float | int]]
+    decoding: str
     story: Sequence[tuple[float, str]] = ()
     continuation: str | None = None
 
@@ -65,7 +66,7 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
 
     Args:
       text: of the line.
-      defaults: of its fields `seconds`, `seed` and `sampling`.
+      defaults: of its fields `seconds`, `seed`, `sampling` and `decoding`.
       folder: that paths start from.
 
     Raises:
@@ -100,7 +101,11 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
     if continuation is not None:
         fields["continuation"] = str(folder / continuation)
     request = api.Request(
-        (fields["prompt"],), fields["seconds"], fields["seed"], fields["story"]
+        (fields["prompt"],),
+        fields["seconds"],
+        fields["seed"],
+        fields["story"],
+        decoding=fields["decoding"],
     )  # checks them
     # 10 and 10.0 are one clip.
     return Line(**fields | {"seconds": float(request.seconds)})

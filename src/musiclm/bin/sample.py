@@ -1,9 +1,9 @@
 """Generates music for every line of a file of prompts; started again it goes on where it was.
 
 A line is a JSON object with "prompt" and, if they are to differ from the gin file's, "seconds",
-"seed" and "sampling" by stage; "story" has [second, text] pairs that take over from the prompt, and
-"continuation" names a sound file that the clip begins with. What comes of a line depends on the
-line, the model and ROWS alone.
+"seed", "sampling" by stage and "decoding" ("autoregressive" or "parallel"); "story" has [second,
+text] pairs that take over from the prompt, and "continuation" names a sound file that the clip
+begins with. What comes of a line depends on the line, the model and ROWS alone.
 """
 
 import argparse
@@ -30,6 +30,7 @@ lines such as:
   {"prompt": "church organ", "seconds": 60, "seed": 7, "sampling": {"semantic": {"guidance": 3}}}
   {"prompt": "calm strings", "seconds": 45, "story": [[15, "fast flute"], [30, "drums, loud"]]}
   {"prompt": "fast flute", "seconds": 20, "continuation": "songs/000001.wav"}
+  {"prompt": "fast flute", "decoding": "parallel"}
 
 DIR gets 000001.wav … by the number of the line, manifest.jsonl, summary.json, and rejected.jsonl if
 there are lines that nothing can be made of; those do not stop the others. Paths start from the file
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     compilation_cache.enable()
     configuration.parse(args.gin_file, args.gin_bindings)
-    names = ("model", "rows", "lines_a_round", "seconds", "seed", "sampling")
+    names = ("model", "rows", "lines_a_round", "seconds", "seed", "sampling", "decoding")
     settings = configuration.resolve_some(sample, names)
     texts = prompts.read(args.prompts)
     if args.distributed:
@@ -80,6 +81,7 @@ def sample(
     seconds: float = 10.0,
     seed: int = 0,
     sampling: Mapping[str, Mapping[str, float | int]] | None = None,
+    decoding: str = api.DECODINGS[0],
 ) -> None:
     """Makes a clip of every line.
 
@@ -90,7 +92,7 @@ def sample(
       model: name or folder of a bundle.
       rows: that a stage decodes at once on each device.
       lines_a_round: lines that are made together.
-      seconds, seed, sampling: of lines that do not say their own.
+      seconds, seed, sampling, decoding: of lines that do not say their own.
 
     Raises:
       UserError: a setting, the model or a folder can't be used.
@@ -103,7 +105,7 @@ def sample(
     process, num_processes = jax.process_index(), jax.process_count()
     output = sampled.Folder(out, process, num_processes)
     loaded = api.MusicLM.from_pretrained(model, rows=rows)
-    defaults = {"seconds": seconds, "seed": seed, "sampling": sampling or {}}
+    defaults = {"seconds": seconds, "seed": seed, "sampling": sampling or {}, "decoding": decoding}
     loaded.plan("defaults", **defaults)  # a mistake in them is no line's
     jobs, there = [], 0
     for number, text in enumerate(texts, start=1):
@@ -138,7 +140,8 @@ def _round(
     """Makes some clips together and writes each as soon as it is there."""
     plans = [plan for *_, plan in planned]
     _compile(model, plans)
-    meter.start_round(sum(line.seconds for _, line, *_ in planned))
+    stages = {stage for plan in plans for stage in plan.clip.stages}
+    meter.start_round(sum(line.seconds for _, line, *_ in planned), stages)
     clips = model.render(plans, meter)
     for (number, line, digest, _), clip in zip(planned, clips, strict=True):
         more = ("sampling", "continuation")

@@ -4,6 +4,7 @@ import collections
 import resource
 import sys
 import time
+from collections.abc import Container
 from typing import Any
 
 from musiclm import api
@@ -34,8 +35,9 @@ class Meter:
         self._made = self._before = self._round = self._done = 0.0
         self._stage, self._working = "", 0.0
 
-    def start_round(self, seconds: float) -> None:
-        """Clips of so many seconds together are begun."""
+    def start_round(self, seconds: float, stages: Container[str]) -> None:
+        """Clips of so many seconds together are begun, which these stages make."""
+        self._stages = [stage for stage in api.STAGES if stage in stages]
         self._before, self._round = self._bar.n, seconds
         self._stage, self._started = "", time.perf_counter()
         self._since = self._started
@@ -48,7 +50,7 @@ class Meter:
         self._times[stage] += now - self._since
         self._done, self._since = done, now
         # Stages take about as long as one another.
-        share = (api.STAGES.index(stage) + done / total) / len(api.STAGES)
+        share = (self._stages.index(stage) + done / total) / len(self._stages)
         self._to(self._before + share * self._round)
 
     def end_round(self) -> None:
