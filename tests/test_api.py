@@ -93,7 +93,7 @@ def test_acoustic_tokens_may_be_decoded_in_parallel(model):
 
 def test_parallel_decoding_needs_a_soundstorm(tiny_bundle):
     plain = musiclm.MusicLM.from_pretrained(tiny_bundle)
-    for ask in (plain.generate, plain.stream, plain.plan):
+    for ask in (plain.generate, plain.stream, plain.plans):
         with pytest.raises(musiclm.UserError, match="'tiny' has no SoundStorm: take one"):
             ask("slow piano", decoding="parallel")
     with pytest.raises(musiclm.UserError, match="give autoregressive or parallel"):
@@ -114,7 +114,7 @@ def test_a_sound_is_continued(model, tmp_path):
     rng = np.random.default_rng(0)
     sound = musiclm.Waveform(rng.normal(0, 0.1, 5600).astype(np.float32), 1600)
     sound.save(tmp_path / "sound.wav")
-    plan = model.plan("slow piano", seconds=5, seed=0, continuation=tmp_path / "sound.wav")
+    (plan,) = model.plans("slow piano", seconds=5, seed=0, continuation=tmp_path / "sound.wav")
     (samples,) = [audio.read_audio(tmp_path / "sound.wav", 1600)]
     (codes,) = model._acoustic.encode(samples[None, -4800:])
     np.testing.assert_array_equal(plan.acoustic_TQ, codes)
@@ -181,8 +181,8 @@ def test_a_stream_is_music_in_pieces(model):
 
 
 def test_a_story_changes_what_comes_after_it_starts(model):
-    plain = model.plan("slow piano", seconds=4)
-    told = model.plan("slow piano", seconds=4, story=[(2, "fast flute")])
+    (plain,) = model.plans("slow piano", seconds=4)
+    (told,) = model.plans("slow piano", seconds=4, story=[(2, "fast flute")])
     assert told.texts[:2] == plain.texts[:2] == ("slow piano",) * 2
     assert set(told.texts[2:]) == {"fast flute"}
     np.testing.assert_array_equal(told.mulan_WQ[:2], plain.mulan_WQ[:2])

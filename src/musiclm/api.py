@@ -251,22 +251,26 @@ class MusicLM:
         request = Request(texts, seconds, seed, tuple(story), best_of, decoding)
         given = None if continuation is None else self.read_continuation(continuation)
         plans = [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
-        clips = Clips(self.render(plans, progress))
-        if best_of > 1:
-            clips = Clips(self._best(clips[i :: len(texts)]) for i in range(len(texts)))
+        made = list(self.render(plans, progress))
+        clips = Clips(self.best(made[i :: len(texts)]) for i in range(len(texts)))
         return clips[0] if isinstance(prompts, str) else clips
 
-    def _best(self, clips: Sequence[Waveform]) -> Waveform:
-        """Of clips of one text, the nearest to it by MuLan's cosine."""
+    def best(self, clips: Sequence[Waveform]) -> Waveform:
+        """Of clips that were made of one text, the nearest to it by MuLan's cosine.
+
+        Its `provenance` tells the seeds and scores of all, unless it is the only one.
+        """
         import numpy as np
 
         from musiclm import audio
 
+        if len(clips) == 1:
+            return clips[0]
         text_D = self._mulan.embed_text([clips[0].provenance["prompt"]])[0]
-        sound_NT = np.stack(
-            [audio.resample(c.samples, c.sample_rate, self._mulan.sample_rate) for c in clips]
-        )
-        scores = [round(float(score), 4) for score in self._mulan.embed_audio(sound_NT) @ text_D]
+        heard = (audio.resample(c.samples, c.sample_rate, self._mulan.sample_rate) for c in clips)
+        # One at a time: long ones together would take much memory.
+        cosines = [float(self._mulan.embed_audio(sound_T[None])[0] @ text_D) for sound_T in heard]
+        scores = [round(cosine, 4) for cosine in cosines]
         best = clips[int(np.argmax(scores))]
         candidates = [
             {"seed": clip.provenance["seed"], "score": score}
@@ -296,7 +300,7 @@ class MusicLM:
         """
         from musiclm.sampler import stream
 
-        plan = self.plan(
+        (plan,) = self.plans(
             prompt,
             seconds=seconds,
             seed=seed,
@@ -307,7 +311,7 @@ class MusicLM:
         )
         return Stream(stream.Stream(self._chain, plan), self.sample_rate)
 
-    def plan(
+    def plans(
         self,
         prompt: str,
         *,
@@ -316,16 +320,20 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        best_of: int = 1,
         decoding: str = DECODINGS[0],
-    ) -> Plan:
+    ) -> list[Plan]:
         """Checks and prepares one clip for `render`; for the arguments see `generate`.
+
+        Returns:
+          Itself, or as many as `best` is to choose from.
 
         Raises:
           UserError: an argument is out of bounds.
         """
-        request = Request((prompt,), seconds, seed, tuple(story), decoding=decoding)
+        request = Request((prompt,), seconds, seed, tuple(story), best_of, decoding)
         given = None if continuation is None else self.read_continuation(continuation)
-        return self._plan(request, prompt, seed, sampling or {}, given)
+        return [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
 
     def compile(self, plans: Sequence[Plan], rows: int) -> None:
         """Compiles ahead what `render` needs of the stages, and takes the memory once.

@@ -31,6 +31,7 @@ LINES = [
         "continuation": "sound.wav",
         "sampling": {"parallel": {"top_p": 0.9}},
     },
+    {"prompt": "fast flute", "seed": 3, "best_of": 3},
 ]
 
 
@@ -89,6 +90,11 @@ def test_every_line_has_its_clip(made):
         assert (told["file"], told["line"]) == (f"{number:06d}.wav", number)
         assert (told["model"], told["sample_rate"]) == ("tiny", 1600)
         expected = {"seconds": 0.5, "seed": 0} | line | {"continuation": told.get("continuation")}
+        if best_of := expected.pop("best_of", None):
+            seeds = range(expected["seed"], expected["seed"] + best_of)
+            assert [candidate["seed"] for candidate in told["candidates"]] == [*seeds]
+            best = max(told["candidates"], key=lambda candidate: candidate["score"])
+            expected |= best
         assert {name: told.get(name) for name in expected} == expected
         samples, rate = soundfile.read(made / told["file"])
         assert (len(samples), rate) == (round(1600 * told["seconds"]), 1600)
@@ -96,9 +102,22 @@ def test_every_line_has_its_clip(made):
     assert len(set(files(made, "*.wav").values())) == len(LINES)
 
 
+def test_the_best_clip_is_that_of_its_own_seed(made, soundstorm_bundle, folder, tmp_path):
+    (kept,) = [record for record in manifest(made) if "candidates" in record]
+    seeds = [candidate["seed"] for candidate in kept["candidates"]]
+    write(folder / "alone.jsonl", [{"prompt": kept["prompt"], "seed": seed} for seed in seeds])
+    assert main.main(command(soundstorm_bundle, folder / "alone.jsonl", tmp_path)) == 0
+    best, *others = sorted(range(3), key=lambda i: -kept["candidates"][i]["score"])
+    expected, _ = soundfile.read(made / kept["file"])
+    samples, _ = soundfile.read(tmp_path / f"{1 + best:06d}.wav")
+    np.testing.assert_array_equal(samples, expected)
+    for other in others:
+        assert (soundfile.read(tmp_path / f"{1 + other:06d}.wav")[0] != expected).any()
+
+
 def test_the_summary_tells_speed_and_memory(made):
     summary = json.loads((made / "summary.json").read_text())
-    assert (summary["clips"], summary["there_already"], summary["rejected"]) == (8, 0, 0)
+    assert (summary["clips"], summary["there_already"], summary["rejected"]) == (9, 0, 0)
     assert summary["music_seconds"] == sum(line.get("seconds", 0.5) for line in LINES)
     assert set(summary["tokens_per_second"]) == {"semantic", "coarse", "fine", "parallel"}
     assert summary["peak_memory_bytes"] > 1e6
@@ -152,7 +171,7 @@ def test_what_is_there_is_made_again_if_its_line_or_file_changed(
     lines[0] = {"seed": 0, "seconds": 0.5, **LINES[0]}  # the same, said otherwise
     write(folder / "changed.jsonl", lines)
     assert main.main(command(soundstorm_bundle, folder / "changed.jsonl", tmp_path)) == 0
-    assert "2 clips made, 6 were there" in capsys.readouterr().out
+    assert "2 clips made, 7 were there" in capsys.readouterr().out
     before, after = files(made, "*.wav"), files(tmp_path, "*.wav")
     assert {name for name in before if before[name] != after[name]} == {"000003.wav"}
     assert [record["line"] for record in manifest(tmp_path)] == [*range(1, 1 + len(LINES))]
@@ -206,10 +225,10 @@ def test_processes_share_the_lines_and_a_restart_may_have_others(
             assert main.main(argv) == 0
         own = tmp_path / f"manifest-{index:05d}-of-00002.jsonl"
         lines = [json.loads(line)["line"] for line in own.read_text().splitlines()]
-        assert lines == [1 + index, 3 + index, 5 + index, 7 + index]
+        assert lines == [*range(1 + index, 1 + len(LINES), 2)]
     assert files(tmp_path, "*.wav") == files(made, "*.wav")
     assert main.main(argv) == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["there_already"] == 8
+    assert json.loads((tmp_path / "summary.json").read_text())["there_already"] == len(LINES)
 
 
 PROGRAM = """
@@ -249,6 +268,7 @@ DEFAULTS = {
     "seed": 0,
     "sampling": {"fine": {"temperature": 0.5, "top_k": 9}},
     "decoding": "autoregressive",
+    "best_of": 1,
 }
 
 
@@ -287,6 +307,7 @@ def test_a_line_may_say_anything_or_little():
         ('{"prompt": "a", "sampling": {"fine": {"topk": 1}}}', "did you mean 'top_k'?"),
         ('{"prompt": "a", "story": "drums"}', "story is no list of pairs"),
         ('{"prompt": "a", "story": [[3]]}', "story is no list of pairs"),
+        ('{"prompt": "a", "best_of": 0}', "best_of is 0"),
         ('{"prompt": "a", "decoding": "paralel"}', "give autoregressive or parallel"),
         ('{"prompt": "\\ud800"}', "UTF-8"),
         ("[" * 100_000, "not JSON"),
@@ -311,10 +332,11 @@ def test_the_digest_is_of_all_that_decides(tmp_path):
         '{"prompt": "a", "story": [[1, "b"]]}',
         '{"prompt": "a", "continuation": "a.wav"}',
         '{"prompt": "a", "decoding": "parallel"}',
+        '{"prompt": "a", "best_of": 2}',
     ]
     lines = [prompts.parse(text.encode(), DEFAULTS, tmp_path) for text in texts]
     digests = [line.digest("model") for line in lines]
-    assert len({*digests, lines[0].digest("another model")}) == 7
+    assert len({*digests, lines[0].digest("another model")}) == 8
     (tmp_path / "a.wav").write_bytes(b"two")
     assert lines[4].digest("model") != digests[4]
     assert lines[3].digest("model") == digests[3]
@@ -327,6 +349,7 @@ def test_the_digest_is_of_all_that_decides(tmp_path):
         ({"ROWS": "0"}, "rows is 0"),
         ({"SECONDS": "-1.0"}, "seconds is -1.0"),
         ({"SECNDS": "1.0"}, "did you mean SECONDS?"),
+        ({"BEST_OF": "65"}, "best_of is 65"),
         ({"DECODING": "'paralel'"}, "give autoregressive or parallel"),
         ({"sample.sample.sampling": "{'fine': {'heat': 1}}"}, "sampling"),
     ],
