@@ -358,6 +358,13 @@ class MusicLM:
             told |= {"model": self.name, "model_digest": self.digest}
             yield Waveform(_within_full_scale(samples_T), self.sample_rate, told)
 
+    @property
+    def bytes_read(self) -> dict[str, int]:
+        """What each stage that goes token by token had to read of a device's memory so far."""
+        return {
+            name: getattr(self._chain, name).bytes_read for name in ("semantic", "coarse", "fine")
+        }
+
     def read_continuation(self, path: str | os.PathLike[str]) -> Continuation:
         """The tokens of a sound file's last whole seconds.
 

@@ -131,7 +131,7 @@ def sample(
                     planned.append((number, line, digest, plans))
             _round(loaded, output, planned, meter)
     summary = {"clips": meter.clips, "there_already": there, "rejected": output.num_rejected}
-    summary |= meter.summary()
+    summary |= meter.summary(loaded.bytes_read)
     _report(output.close(summary), summary)
 
 
