@@ -51,7 +51,7 @@ lint: setup-test  ## Checks style and the direction of imports
 # from its newest checkpoint: after a kill, start it again.
 
 RUN ?= runs/gm-mini
-CLIPS ?= 8000
+CLIPS ?= 32000
 HELD_OUT_CLIPS ?= 600
 NAME ?= gm-mini
 
@@ -89,7 +89,7 @@ $(RUN)/vocabulary.json: $(RUN)/corpus/train.complete
 # A data set's folder is named by what made it; these files say where it is, once it is whole.
 # Clips of one sound library and one drum machine look like near duplicates.
 SHARDS = --manifest $(CORPUS) --split $* --duplicates exact --window-seconds 10 \
-	--num-shards 16 --shards-a-run 4
+	--num-shards 32 --shards-a-run 4
 $(RUN)/sound/%.path: $(RUN)/corpus/train.complete
 	mkdir -p $(@D)
 	.venv/bin/musiclm pack $(SHARDS) --sample-rate 16000 --out $(RUN)/sound/$* >$@.part
