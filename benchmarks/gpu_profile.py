@@ -1,4 +1,4 @@
-"""Which kernels of a GPU take the time of a step: a trace of JAX's profiler, read without TensorFlow.
+"""The kernels of a GPU that take the time of a step: JAX's own trace, read without TensorFlow.
 
 XLA names a kernel after the instruction that it computes, with `_` for `.`; those of libraries
 have names of their own. The compiled program's text says which line of the model an instruction

@@ -4,9 +4,9 @@
 
 The recipe of gin/train/semantic.gin (430 M parameters, 30 s windows, bfloat16 compute over float32
 parameters, dropout) on one GPU with a batch that fills it: random tokens, the compiled step without
-the loop, each step waited for, the median. Model FLOPs utilisation (MFU) counts the operations that
-the model asks for (`musiclm.flops`: recomputation is no work) over the maker's dense bfloat16 peak.
-`--profile` adds the ten kernels that take most of a step. Without a GPU it says so and does nothing.
+the loop, each step waited for, the median. Model FLOPs utilisation (MFU) is what the model asks for
+(`musiclm.flops`: recomputation is no work) over the maker's dense bfloat16 peak. `--profile` adds
+the ten kernels that take most of a step. Without a GPU it says so and does nothing.
 """
 
 import argparse
