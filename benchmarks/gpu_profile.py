@@ -43,8 +43,10 @@ def costliest(step: Callable[[], object], program: str, *, steps: int = 3) -> li
       program: its `compiled.as_text()`.
       steps: how many are traced.
     """
+    options = jax.profiler.ProfileOptions()
+    options.host_tracer_level, options.python_tracer_level = 1, 0
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=options):
             for _ in range(steps):
                 step()
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
