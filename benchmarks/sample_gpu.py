@@ -82,18 +82,17 @@ def bytes_a_step(config: token_lm.TokenLMConfig, weights: dict, rows: int) -> fl
     return layers + head + rows * known * token
 
 
-def seconds_a_step(
-    config: token_lm.TokenLMConfig, mesh: jax.sharding.Mesh, weights: dict, rows: int, turns: int
-) -> float:
-    """The median over the turns, each through the last span."""
+def last_steps(
+    config: token_lm.TokenLMConfig, mesh: jax.sharding.Mesh, weights: dict, rows: int
+) -> train.Turn:
+    """Takes a window's last steps, no more than those of its last span: seconds a step."""
     layout, cfg = config.layout, config.transformer
     shape = (cfg.num_layers, rows, cfg.num_heads, layout.sequence_length, cfg.head_dim)
-    by_rows = NamedSharding(mesh, P(decode.ROWS))
+    by_rows, whole = NamedSharding(mesh, P(decode.ROWS)), NamedSharding(mesh, P())
     draw = jax.jit(
         lambda key: jax.random.normal(key, shape, cfg.dtype),
         out_shardings=NamedSharding(mesh, P(None, decode.ROWS)),
     )
-    cache = decode.Cache(draw(jax.random.key(1)), draw(jax.random.key(2)))
     arguments = (
         jnp.zeros((rows, layout.sequence_length), jnp.int32),
         jax.random.split(jax.random.key(0), rows),
@@ -101,21 +100,23 @@ def seconds_a_step(
         logits.by_row([logits.Sampling()] * rows),
     )
     ids_BS, keys_B, given_B, settings = jax.device_put(arguments, by_rows)
-    known = first_token(config)
-    steps = layout.sequence_length - known
-    state = decode.State(cache, ids_BS, jnp.int32(known))
-    del cache, ids_BS
-    spent = []
-    for _ in range(turns + 1):
-        state = state._replace(known=jax.device_put(jnp.int32(known), NamedSharding(mesh, P())))
-        jax.block_until_ready(state)
+    cache = decode.Cache(draw(jax.random.key(1)), draw(jax.random.key(2)))
+    state = decode.State(cache, ids_BS, jnp.int32(0))
+    del cache, ids_BS  # the state is given up at every turn
+
+    def turn(count: int) -> float:
+        nonlocal state
+        known = jax.device_put(jnp.int32(layout.sequence_length - count), whole)
+        state = jax.block_until_ready(state._replace(known=known))
         begun = time.perf_counter()
         state = decode.advance(
-            config, mesh, weights, state, keys_B, given_B, steps, settings, filtered=False
+            config, mesh, weights, state, keys_B, given_B, count, settings, filtered=False
         )
         jax.block_until_ready(state)
-        spent.append(time.perf_counter() - begun)
-    return statistics.median(spent[1:]) / steps
+        return (time.perf_counter() - begun) / count
+
+    turn(1)
+    return turn
 
 
 def tokens_a_second_of_music(config: token_lm.TokenLMConfig) -> float:
@@ -129,9 +130,12 @@ def stage_figures(stage: str, batch_sizes: list[int], turns: int, bandwidth: flo
     """Reports each batch size; one that the memory does not hold is left out."""
     config, mesh = config_of(stage), decode.make_mesh(jax.devices()[:1])
     weights = random_weights(config, mesh)
+    steps = config.layout.sequence_length - first_token(config)
     for rows in batch_sizes:
         try:
-            seconds = seconds_a_step(config, mesh, weights, rows, turns)
+            turn = last_steps(config, mesh, weights, rows)
+            seconds = statistics.median(turn(steps) for _ in range(turns))
+            del turn  # and its cache
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
