@@ -133,7 +133,8 @@ $(BUNDLE)/soundstream.safetensors: $(RAW)/soundstream_start.safetensors
 		$(call bind,START,$(RAW)/soundstream_start) $(call bind,WORKDIR,$(RUN)/soundstream) \
 		$(call bind,COMPONENT,$(BUNDLE)/soundstream)
 
-STAGES = $(BUNDLE)/semantic.safetensors $(BUNDLE)/coarse.safetensors $(BUNDLE)/fine.safetensors
+# SoundStorm may stand for the coarse and the fine stage: a bundle may do without.
+STAGES = $(foreach stage,semantic coarse fine soundstorm,$(BUNDLE)/$(stage).safetensors)
 
 $(STAGES): $(BUNDLE)/%.safetensors: $(TOKENS)
 	$(TRAIN) --gin_file=gin/train/mini/$*.gin $(call splits,tokens) \

@@ -18,6 +18,7 @@ import numpy as np
 import train
 
 from musiclm import api
+from musiclm.bin import sample_meter
 from musiclm.models import token_lm
 from musiclm.nn import transformer
 from musiclm.sampler import decode, logits
@@ -62,19 +63,6 @@ def turn_of(stage: dict, rows: int) -> train.Turn:
     return turn
 
 
-def read_gigabytes_per_second() -> float:
-    """The most of several sums over a gigabyte."""
-    array = jnp.ones(2**28, jnp.float32)
-    total = jax.jit(jnp.sum)
-    total(array).block_until_ready()
-    spent = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        total(array).block_until_ready()
-        spent.append(time.perf_counter() - begun)
-    return array.nbytes / min(spent) / 1e9
-
-
 def stage_figures(args: argparse.Namespace) -> None:
     """Steps a second of one stage."""
     stage = weights()
@@ -96,7 +84,7 @@ def stage_figures(args: argparse.Namespace) -> None:
             **spent.medians(),
         )
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(stage)) - stage["tokens"].nbytes
-    bandwidth = read_gigabytes_per_second()
+    bandwidth = sample_meter.read_bytes_per_second() / 1e9
     seconds = min(turn_of(stage, 1)(1) for _ in range(args.turns))
     share = read / seconds / 1e9 / bandwidth
     unit = f"of the {bandwidth:.1f} GB/s that a sum reads"

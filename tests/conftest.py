@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import shutil
 
 import hypothesis
 import pytest
@@ -30,10 +31,20 @@ def moved():
     return moved
 
 
+def _untrained(rng, model, *arguments, **options):
+    """Random variables of a model; compiles nothing, as `init` would."""
+    import jax
+
+    keys = {"params": jax.random.key(0), "mask": jax.random.key(0)}
+    shapes = jax.eval_shape(functools.partial(model.init, **options), keys, *arguments)
+    return jax.tree.map(
+        lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory) -> pathlib.Path:
     """A sealed bundle of untrained models, as small as the chain allows: noise, but whole."""
-    import jax
     import jax.numpy as jnp
     import numpy as np
 
@@ -58,14 +69,7 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
     )
     folder = tmp_path_factory.mktemp("tiny_bundle")
     numpy_rng = np.random.default_rng(0)
-
-    def untrained(model, *arguments, **options):
-        """Random variables of a model; compiles nothing, as `init` would."""
-        keys = {"params": jax.random.key(0), "mask": jax.random.key(0)}
-        shapes = jax.eval_shape(functools.partial(model.init, **options), keys, *arguments)
-        return jax.tree.map(
-            lambda leaf: numpy_rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes
-        )
+    untrained = functools.partial(_untrained, numpy_rng)
 
     def save(name, config, variables):
         bundle.save_component(folder, name, bundle.Component(config, variables))
@@ -157,5 +161,36 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
         ids_BS = jnp.ones((1, config.layout.sequence_length), jnp.int32)
         save(stage, config, untrained(token_lm.TokenLM(config), ids_BS))
 
+    bundle.seal(folder, "tiny", spec)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def soundstorm_bundle(tiny_bundle, tmp_path_factory) -> pathlib.Path:
+    """The same with a SoundStorm."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from musiclm import bundle
+    from musiclm.models import soundstorm
+    from musiclm.nn import conformer
+    from musiclm.tokens import layout
+
+    folder = tmp_path_factory.mktemp("soundstorm_bundle")
+    shutil.copytree(tiny_bundle, folder, dirs_exist_ok=True)
+    spec = bundle.load(tiny_bundle).token_spec
+    config = soundstorm.SoundStormConfig(
+        layout=layout.StageLayout.parallel(spec),
+        conformer=conformer.ConformerConfig(num_blocks=1, model_dim=16, num_heads=2, ffn_dim=16),
+    )
+    target = config.layout.target
+    variables = _untrained(
+        np.random.default_rng(1),
+        soundstorm.SoundStorm(config),
+        jnp.ones((1, config.layout.sequence_length), jnp.int32),
+        jnp.ones((1, target.num_frames, target.num_levels), bool),
+        jnp.zeros(1, jnp.int32),
+    )
+    bundle.save_component(folder, "soundstorm", bundle.Component(config, variables))
     bundle.seal(folder, "tiny", spec)
     return folder

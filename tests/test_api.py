@@ -13,8 +13,8 @@ from musiclm import api, audio, bundle
 
 
 @pytest.fixture(scope="module")
-def model(tiny_bundle):
-    return musiclm.MusicLM.from_pretrained(tiny_bundle)
+def model(soundstorm_bundle):
+    return musiclm.MusicLM.from_pretrained(soundstorm_bundle)
 
 
 def test_one_prompt_is_one_waveform(model):
@@ -65,6 +65,41 @@ def test_a_bundle_may_say_how_it_is_best_sampled(tiny_bundle):
         musiclm.MusicLM(dataclasses.replace(loaded, sampling={"medium": {}}))
 
 
+def test_acoustic_tokens_may_be_decoded_in_parallel(model):
+    one = model.generate("slow piano", seconds=2.5, seed=1)
+    two = model.generate("slow piano", seconds=2.5, seed=1, decoding="parallel")
+    assert one.samples.shape == two.samples.shape == (4000,)
+    assert (one.samples != two.samples).any()
+    assert two.provenance == {**one.provenance, "decoding": "parallel"}
+    # The stages that it does without play no part, and its own does.
+    hot = {"temperature": 2.0}
+    same = model.generate(
+        "slow piano",
+        seconds=2.5,
+        seed=1,
+        decoding="parallel",
+        sampling={"coarse": hot, "fine": hot},
+    )
+    np.testing.assert_array_equal(same.samples, two.samples)
+    other = model.generate(
+        "slow piano", seconds=2.5, seed=1, decoding="parallel", sampling={"parallel": hot}
+    )
+    assert (other.samples != two.samples).any()
+    streamed_T = np.concatenate(
+        list(model.stream("slow piano", seconds=2.5, seed=1, decoding="parallel"))
+    )
+    assert np.corrcoef(streamed_T[-400:], two.samples[-400:])[0, 1] > 0.999
+
+
+def test_parallel_decoding_needs_a_soundstorm(tiny_bundle):
+    plain = musiclm.MusicLM.from_pretrained(tiny_bundle)
+    for ask in (plain.generate, plain.stream, plain.plans):
+        with pytest.raises(musiclm.UserError, match="'tiny' has no SoundStorm: take one"):
+            ask("slow piano", decoding="parallel")
+    with pytest.raises(musiclm.UserError, match="give autoregressive or parallel"):
+        plain.generate("slow piano", decoding="paralel")
+
+
 @pytest.mark.parametrize(
     "sampling",
     [{"medium": {}}, {"fine": {"heat": 1}}, {"fine": {"temperature": -1}}, {"fine": {"top_k": 0}}],
@@ -79,7 +114,7 @@ def test_a_sound_is_continued(model, tmp_path):
     rng = np.random.default_rng(0)
     sound = musiclm.Waveform(rng.normal(0, 0.1, 5600).astype(np.float32), 1600)
     sound.save(tmp_path / "sound.wav")
-    plan = model.plan("slow piano", seconds=5, seed=0, continuation=tmp_path / "sound.wav")
+    (plan,) = model.plans("slow piano", seconds=5, seed=0, continuation=tmp_path / "sound.wav")
     (samples,) = [audio.read_audio(tmp_path / "sound.wav", 1600)]
     (codes,) = model._acoustic.encode(samples[None, -4800:])
     np.testing.assert_array_equal(plan.acoustic_TQ, codes)
@@ -146,8 +181,8 @@ def test_a_stream_is_music_in_pieces(model):
 
 
 def test_a_story_changes_what_comes_after_it_starts(model):
-    plain = model.plan("slow piano", seconds=4)
-    told = model.plan("slow piano", seconds=4, story=[(2, "fast flute")])
+    (plain,) = model.plans("slow piano", seconds=4)
+    (told,) = model.plans("slow piano", seconds=4, story=[(2, "fast flute")])
     assert told.texts[:2] == plain.texts[:2] == ("slow piano",) * 2
     assert set(told.texts[2:]) == {"fast flute"}
     np.testing.assert_array_equal(told.mulan_WQ[:2], plain.mulan_WQ[:2])

@@ -52,6 +52,25 @@ def test_bundle_round_trip(sealed):
     assert loaded.sampling == {"fine": {"temperature": 0.8}}
 
 
+def test_a_soundstorm_is_sealed_where_there_is_one(sealed):
+    without = bundle.load(sealed)
+    bundle.save_component(sealed, "soundstorm", bundle.Component(CONFIG, VARIABLES))
+    # The manifest says what belongs to it.
+    assert set(bundle.load(sealed).components) == set(bundle.COMPONENTS)
+    assert bundle.load(sealed).digest == without.digest
+    bundle.seal(sealed, "tiny", without.token_spec, without.sampling)
+    loaded = bundle.load(sealed)
+    assert set(loaded.components) == {*bundle.COMPONENTS, "soundstorm"}
+    assert loaded.digest != without.digest
+    path = sealed / "soundstorm.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(bundle.BundleError, match=r"soundstorm\.safetensors is damaged"):
+        bundle.load(sealed)
+    path.unlink()
+    with pytest.raises(bundle.BundleError, match=r"soundstorm\.safetensors is missing"):
+        bundle.load(sealed)
+
+
 def test_values_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(bundle.BundleError, match="huge"):
         bundle.save_component(

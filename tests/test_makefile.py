@@ -1,4 +1,4 @@
-"""`make generate` hands the prompt on as it was typed."""
+"""`make generate` hands the prompt on as it was typed; `make train-mini` trains a whole bundle."""
 
 import os
 import pathlib
@@ -6,6 +6,8 @@ import shutil
 import subprocess
 
 import pytest
+
+from musiclm import bundle
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -59,6 +61,21 @@ def test_prompts_arrive_as_typed(checkout, prompt, way):
     assert done.returncode == 0, done.stderr
     assert (checkout / "prompt").read_text() == prompt
     assert not (checkout / "stolen").exists()
+
+
+def test_the_chain_trains_every_model_of_a_bundle(checkout):
+    """What it would do; each run has its gin file."""
+    done = subprocess.run(
+        ["make", "--dry-run", "train-mini"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for model in (*bundle.COMPONENTS, *bundle.OPTIONAL):
+        assert f"{model}.gin" in done.stdout
+        assert (ROOT / f"gin/train/mini/{model}.gin").is_file()
+        assert done.stdout.index(f"{model}.gin") < done.stdout.index("bundle.gin")
 
 
 def test_no_prompt_is_told_before_anything_is_installed(checkout):

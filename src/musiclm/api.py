@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from musiclm.tokens.tokenizers import SemanticTokenizer
 
 DEFAULT_MODEL = "gm-mini"
-STAGES = ("semantic", "coarse", "fine")
+STAGES = ("semantic", "coarse", "fine", "parallel")
+# How acoustic tokens are decoded: by the coarse and the fine stage, or in parallel by SoundStorm.
+DECODINGS = ("autoregressive", "parallel")
 # What may be said of each stage's drawing.
 SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 MAX_SECONDS = 300.0
@@ -51,6 +53,7 @@ class Request:
       seed: of the first clip; the i-th takes seed + i.
       story: (second, text) in the order of time, that take over from the prompts.
       best_of: clips that are made of each prompt, of which one is kept.
+      decoding: of acoustic tokens, one of `DECODINGS`.
     """
 
     prompts: tuple[str, ...]
@@ -58,6 +61,7 @@ class Request:
     seed: int
     story: tuple[tuple[float, str], ...] = ()
     best_of: int = 1
+    decoding: str = DECODINGS[0]
 
     def __post_init__(self):
         if not self.prompts:
@@ -72,6 +76,8 @@ class Request:
             raise UserError(
                 f"best_of is {self.best_of}: give a whole number from 1 to {MAX_BEST_OF}"
             )
+        if self.decoding not in DECODINGS:
+            raise UserError(f"decoding is {self.decoding!r}: give {' or '.join(DECODINGS)}")
         last = MAX_SEED + 1 - len(self.prompts) * self.best_of
         if not _is(self.seed, numbers.Integral) or not 0 <= self.seed <= last:
             raise UserError(
@@ -140,11 +146,15 @@ class MusicLM:
 
     def __init__(self, bundle: Bundle, *, rows: int | None = None):
         """Builds the chain of a bundle; see `from_pretrained`."""
-        from musiclm.sampler import decode, generate, stages
+        from musiclm.sampler import decode, generate, parallel, stages
         from musiclm.tokens import tokenizers
 
         parts = bundle.components
         mesh = decode.make_mesh()
+
+        def stage(part: str, kind: Callable = stages.Stage):
+            return kind(parts[part].config, parts[part].variables["params"], mesh)
+
         self.name = bundle.name
         self.digest = bundle.digest
         self.rows = rows
@@ -157,10 +167,10 @@ class MusicLM:
             token_spec=bundle.token_spec,
             mulan=self._mulan,
             acoustic=self._acoustic,
-            **{
-                name: stages.Stage(parts[name].config, parts[name].variables["params"], mesh)
-                for name in STAGES
-            },
+            semantic=stage("semantic"),
+            coarse=stage("coarse"),
+            fine=stage("fine"),
+            parallel=stage("soundstorm", parallel.ParallelStage) if "soundstorm" in parts else None,
             **({} if rows is None else {"max_rows": rows, "fixed_rows": True}),
         )
 
@@ -206,6 +216,7 @@ class MusicLM:
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
         best_of: int = 1,
+        decoding: str = DECODINGS[0],
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Waveform | Clips:
         """Makes music of texts.
@@ -215,9 +226,10 @@ class MusicLM:
           seconds: length of every clip, up to `MAX_SECONDS`.
           seed: of the first clip; the i-th takes seed + i. On one machine the same text, seed
             and length give the same samples.
-          sampling: by stage ("semantic", "coarse", "fine") any of `guidance`, `temperature`,
-            `top_k` and `top_p`; what is left out is the model's own choice, or else the paper's
-            (MusicLM 4.1): temperatures 1.0, 0.95 and 0.4 over all codes.
+          sampling: by stage ("semantic", "coarse", "fine", "parallel") any of `guidance`,
+            `temperature`, `top_k` and `top_p`; what is left out is the model's own choice, or else
+            the paper's (MusicLM 4.1): temperatures 1.0, 0.95 and 0.4 over all codes, and 1.0 in
+            parallel.
           story: (second, text) in the order of time: texts that take over from the prompt, at the
             nearest half of a semantic window (15 s at the paper's size, 5 s in gm-mini).
           continuation: a sound file of at least `MIN_CONTINUED_SECONDS`, whose last whole seconds
@@ -225,6 +237,8 @@ class MusicLM:
           best_of: clips that are made of each prompt, of which the one is kept that is nearest to
             its text by MuLan's cosine. Of P prompts, the further clips of the i-th take seed + i +
             P, seed + i + 2 P and so on. `provenance` of a clip tells its own seed and all scores.
+          decoding: of acoustic tokens: "autoregressive", by the coarse and the fine stage, or
+            "parallel", by SoundStorm, which not every model has. Semantic tokens are the same.
           progress: called with the stage's name, the tokens done and the tokens in all.
 
         Returns:
@@ -234,25 +248,29 @@ class MusicLM:
           UserError: an argument is out of bounds; nothing has been generated then.
         """
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        request = Request(texts, seconds, seed, tuple(story), best_of)
+        request = Request(texts, seconds, seed, tuple(story), best_of, decoding)
         given = None if continuation is None else self.read_continuation(continuation)
         plans = [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
-        clips = Clips(self.render(plans, progress))
-        if best_of > 1:
-            clips = Clips(self._best(clips[i :: len(texts)]) for i in range(len(texts)))
+        made = list(self.render(plans, progress))
+        clips = Clips(self.best(made[i :: len(texts)]) for i in range(len(texts)))
         return clips[0] if isinstance(prompts, str) else clips
 
-    def _best(self, clips: Sequence[Waveform]) -> Waveform:
-        """Of clips of one text, the nearest to it by MuLan's cosine."""
+    def best(self, clips: Sequence[Waveform]) -> Waveform:
+        """Of clips that were made of one text, the nearest to it by MuLan's cosine.
+
+        Its `provenance` tells the seeds and scores of all, unless it is the only one.
+        """
         import numpy as np
 
         from musiclm import audio
 
+        if len(clips) == 1:
+            return clips[0]
         text_D = self._mulan.embed_text([clips[0].provenance["prompt"]])[0]
-        sound_NT = np.stack(
-            [audio.resample(c.samples, c.sample_rate, self._mulan.sample_rate) for c in clips]
-        )
-        scores = [round(float(score), 4) for score in self._mulan.embed_audio(sound_NT) @ text_D]
+        heard = (audio.resample(c.samples, c.sample_rate, self._mulan.sample_rate) for c in clips)
+        # One at a time: long ones together would take much memory.
+        cosines = [float(self._mulan.embed_audio(sound_T[None])[0] @ text_D) for sound_T in heard]
+        scores = [round(cosine, 4) for cosine in cosines]
         best = clips[int(np.argmax(scores))]
         candidates = [
             {"seed": clip.provenance["seed"], "score": score}
@@ -270,6 +288,7 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        decoding: str = DECODINGS[0],
     ) -> Stream:
         """Music that is heard while it is made; for the arguments see `generate`.
 
@@ -281,17 +300,18 @@ class MusicLM:
         """
         from musiclm.sampler import stream
 
-        plan = self.plan(
+        (plan,) = self.plans(
             prompt,
             seconds=seconds,
             seed=seed,
             sampling=sampling,
             story=story,
             continuation=continuation,
+            decoding=decoding,
         )
         return Stream(stream.Stream(self._chain, plan), self.sample_rate)
 
-    def plan(
+    def plans(
         self,
         prompt: str,
         *,
@@ -300,15 +320,20 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
-    ) -> Plan:
+        best_of: int = 1,
+        decoding: str = DECODINGS[0],
+    ) -> list[Plan]:
         """Checks and prepares one clip for `render`; for the arguments see `generate`.
+
+        Returns:
+          Itself, or as many as `best` is to choose from.
 
         Raises:
           UserError: an argument is out of bounds.
         """
-        request = Request((prompt,), seconds, seed, tuple(story))
+        request = Request((prompt,), seconds, seed, tuple(story), best_of, decoding)
         given = None if continuation is None else self.read_continuation(continuation)
-        return self._plan(request, prompt, seed, sampling or {}, given)
+        return [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
 
     def compile(self, plans: Sequence[Plan], rows: int) -> None:
         """Compiles ahead what `render` needs of the stages, and takes the memory once.
@@ -329,8 +354,16 @@ class MusicLM:
             clip = plan.clip
             told = {"prompt": clip.prompt, "seed": clip.seed, "seconds": clip.seconds}
             told |= {"story": clip.story} if clip.story else {}
+            told |= {"decoding": clip.decoding} if clip.decoding != DECODINGS[0] else {}
             told |= {"model": self.name, "model_digest": self.digest}
             yield Waveform(_within_full_scale(samples_T), self.sample_rate, told)
+
+    @property
+    def bytes_read(self) -> dict[str, int]:
+        """What each stage that goes token by token had to read of a device's memory so far."""
+        return {
+            name: getattr(self._chain, name).bytes_read for name in ("semantic", "coarse", "fine")
+        }
 
     def read_continuation(self, path: str | os.PathLike[str]) -> Continuation:
         """The tokens of a sound file's last whole seconds.
@@ -379,11 +412,17 @@ class MusicLM:
     ) -> Plan:
         from musiclm.sampler.generate import Clip
 
+        if request.decoding == "parallel" and self._chain.parallel is None:
+            raise UserError(
+                f"decoding is 'parallel', and the model {self.name!r} has no SoundStorm: take one "
+                "that has, or decode autoregressively"
+            )
         clip = Clip(
             prompt=prompt,
             seconds=float(request.seconds),
             seed=int(seed),
             sampling=_chain_sampling(sampling, self._sampling),
+            decoding=request.decoding,
             story=request.story,
             continuation=continuation,
         )
@@ -453,6 +492,5 @@ def _chain_sampling(
         return dataclasses.replace(default, **changed)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"sampling: {error}: give guidance, temperature, top_k or top_p for semantic, coarse "
-            "or fine"
+            f"sampling: {error}: give {', '.join(SAMPLING)} for any of {', '.join(STAGES)}"
         ) from error

@@ -23,6 +23,8 @@ from musiclm.token_spec import TokenSpec
 FORMAT = 1
 TOKENIZERS = ("soundstream", "w2v_bert", "mulan")
 COMPONENTS = (*TOKENIZERS, "semantic", "coarse", "fine")
+# A bundle may do without.
+OPTIONAL = ("soundstorm",)
 BUNDLED = pathlib.Path(__file__).parent / "bundles"
 
 
@@ -48,7 +50,7 @@ class Bundle:
       components: its models by name.
       digest: SHA-256 of its `bundle.json`, which tells those of the components.
       sampling: by stage, how its tokens are best drawn where that is not the paper's way:
-        `temperature`, `top_k` or `top_p`.
+        `guidance`, `temperature`, `top_k` or `top_p`.
     """
 
     name: str
@@ -205,9 +207,13 @@ def seal(
     token_spec: TokenSpec,
     sampling: Mapping[str, Mapping[str, float | int]] | None = None,
 ) -> None:
-    """Makes a bundle of a directory that holds every component, by writing its `bundle.json`."""
+    """Makes a bundle of a directory that holds every component, by writing its `bundle.json`.
+
+    Of those that are optional it takes what is there.
+    """
     directory = pathlib.Path(directory)
-    files = {part: directory / f"{part}.safetensors" for part in COMPONENTS}
+    files = {part: directory / f"{part}.safetensors" for part in (*COMPONENTS, *OPTIONAL)}
+    files = {part: path for part, path in files.items() if part in COMPONENTS or path.is_file()}
     missing = [part for part, path in files.items() if not path.is_file()]
     if missing:
         raise BundleError(f"{directory} lacks {', '.join(missing)}: train them first")
@@ -265,7 +271,8 @@ def load(name_or_path: str | os.PathLike) -> Bundle:
                 "use the version of musiclm that wrote it"
             )
         token_spec = TokenSpec(**record["token_spec"])
-        digests = {part: record["components"][part] for part in COMPONENTS}
+        optional = [part for part in OPTIONAL if part in record["components"]]
+        digests = {part: record["components"][part] for part in (*COMPONENTS, *optional)}
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, BundleError):
             raise

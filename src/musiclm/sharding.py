@@ -188,7 +188,8 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """Pins the layout of an activation under a mesh; without one, returns it as it is.
+    """Pins the layout of an activation under a mesh; without one, or on one device of it already
+    (`shard_map`), returns it as it is.
 
     Left to itself, XLA may follow the parameters, split features over fsdp, and sum activations
     over devices in every layer.
@@ -199,7 +200,7 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
         their dimension are dropped: models are initialised on a single row.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or AxisType.Auto not in mesh.axis_types:
         return x
     spec = P(*axes, *(None,) * (x.ndim - len(axes)))
     return jax.lax.with_sharding_constraint(x, _fit(spec, x.shape, mesh))

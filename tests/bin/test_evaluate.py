@@ -48,15 +48,15 @@ def corpus(tmp_path) -> pathlib.Path:
 
 
 @pytest.mark.slow
-def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, monkeypatch):
+def test_a_report_is_written_down_the_same_twice(soundstorm_bundle, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("musiclm.evaluation.memorization.PERMUTED_PAIRS", 10_000)
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{report.BEGIN}\n{report.END}\nend\n")
     out = tmp_path / "out"
     judge = tmp_path / "judge"
-    shutil.copytree(tiny_bundle, judge)
-    bundle.seal(judge, "judge", bundle.load(tiny_bundle).token_spec)
+    shutil.copytree(soundstorm_bundle, judge)
+    bundle.seal(judge, "judge", bundle.load(soundstorm_bundle).token_spec)
     songs = tmp_path / "songs"
     songs.mkdir()
     lines = []
@@ -65,7 +65,7 @@ def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
         lines.append(json.dumps({"prompt": prompt, "file": str(entry["path"])}) + "\n")
     (songs / "manifest.jsonl").write_text("".join(lines))
     arguments = [
-        *("evaluate", "--model", tiny_bundle, "--train", corpus, "--held-out", corpus),
+        *("evaluate", "--model", soundstorm_bundle, "--train", corpus, "--held-out", corpus),
         *("--out", out, "--clips", 3, "--pairs", 6, "--fit-clips", 6, "--best-of", 2),
         *("--judge", judge, "--folder", f"copies={songs}", "--readme", readme),
     ]
@@ -76,7 +76,7 @@ def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     record = json.loads(first[0])
     figures = {table["title"]: table["figures"] for table in record["tables"]}
     adherence = figures["Clips made from text"]
-    assert {"copies", "generated", "best of 2", "real"} <= set(adherence)
+    assert {"copies", "generated", "generated, parallel", "best of 2", "real"} <= set(adherence)
     assert adherence["generated"]["tempo"]["n"] == 3
     assert adherence["chance"]["instrument"] == 0.5
     for name in ("Clips made from text", "Fréchet audio distance", "KLD", "MCC"):
@@ -97,7 +97,8 @@ def test_a_report_is_written_down_the_same_twice(tiny_bundle, corpus, tmp_path, 
     assert first[3].startswith("# Title\n")
     assert first[3].endswith("end\n")
     clips = sorted((out / "clips").iterdir())
-    assert len(clips) == 6
+    assert len(clips) == 9
+    assert "soundstorm" in figures["Size"]
     assert all(f"clips/{clip.name}" in first[2] for clip in clips)
 
     # The second run finds the clips and their descriptions: it needs no chain, and writes the same.
@@ -115,25 +116,41 @@ def test_another_seed_prompt_or_bundle_is_another_file(tmp_path, monkeypatch):
         def __init__(self, bundle):
             pass
 
-        def generate(self, prompts, *, seconds, seed, best_of):
-            made.append((prompts, seed, best_of))
+        def generate(self, prompts, *, seconds, seed, best_of, decoding):
+            made.append((prompts, seed, best_of, decoding))
             return [audio.Waveform(np.zeros(round(seconds * RATE)), RATE) for _ in prompts]
 
     class Bundle:
         digest = "one"
+        components = ("soundstorm",)
+
+    def generate(what):
+        options = evaluate.ways(Bundle, 4)[what]
+        return evaluate.generate(Bundle, ["a", "a", "b"], tmp_path, what, **options)
 
     monkeypatch.setattr("musiclm.api.MusicLM", Model)
     monkeypatch.setattr(evaluate, "BATCH", 2)
-    files = evaluate.generate(Bundle, ["a", "a", "b"], tmp_path)
+    files = generate("generated")
     assert len(set(files)) == 3
-    assert made == [(["a", "a"], 0, 1), (["b"], 2, 1)]
+    assert made == [(["a", "a"], 0, 1, "autoregressive"), (["b"], 2, 1, "autoregressive")]
     files[2].unlink()
-    assert evaluate.generate(Bundle, ["a", "a", "b"], tmp_path) == files
-    assert made[2:] == [(["b"], 2, 1)]
-    assert not set(evaluate.generate(Bundle, ["a", "a", "b"], tmp_path, 4)) & set(files)
-    assert made[3:] == [(["a", "a"], 0, 4), (["b"], 8, 4)]
+    assert generate("generated") == files
+    assert made[2:] == [(["b"], 2, 1, "autoregressive")]
+    files += generate("best of 4")
+    assert made[3:] == [(["a", "a"], 0, 4, "autoregressive"), (["b"], 8, 4, "autoregressive")]
+    files += generate("generated, parallel")
+    assert made[5:] == [(["a", "a"], 0, 1, "parallel"), (["b"], 2, 1, "parallel")]
+    assert len(set(files)) == 9
     Bundle.digest = "two"
-    assert not set(evaluate.generate(Bundle, ["a", "a", "b"], tmp_path)) & set(files)
+    assert not set(generate("generated")) & set(files)
+
+
+def test_a_bundle_without_a_soundstorm_is_measured_without():
+    class Bundle:
+        components = ("semantic",)
+
+    assert evaluate.ways(Bundle, 1) == {"generated": {}}
+    assert list(evaluate.ways(Bundle, 4)) == ["generated", "best of 4"]
 
 
 def test_a_missing_or_short_corpus_is_told_in_one_line(corpus, tmp_path):

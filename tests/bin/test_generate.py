@@ -97,8 +97,15 @@ def test_reports_place_seed_speed_and_stages(tiny_bundle, tmp_path, capsys):
     assert str(tmp_path / "out" / "001.wav") in told.out
     assert "seed 1" in told.out
     assert "real time" in told.out
-    for stage in api.STAGES:
-        assert stage in told.err
+    assert [stage for stage in api.STAGES if stage in told.err] == ["semantic", "coarse", "fine"]
+
+
+def test_decoding_in_parallel(soundstorm_bundle, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert generate(soundstorm_bundle, out, "slow piano", "--decoding", "parallel") == 0
+    told = capsys.readouterr()
+    assert [stage for stage in api.STAGES if stage in told.err] == ["semantic", "parallel"]
+    assert json.loads((out / "manifest.jsonl").read_text())["decoding"] == "parallel"
 
 
 def test_earlier_files_with_other_names_stay(tiny_bundle, tmp_path):
@@ -124,6 +131,14 @@ def expect_one_line(capsys, told: str) -> None:
 def test_unknown_model_lists_the_known(tmp_path, capsys):
     assert generate("gm-maxi", tmp_path / "out", "piano") == 2
     expect_one_line(capsys, "unknown model 'gm-maxi'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parallel_decoding_without_a_soundstorm(tiny_bundle, tmp_path, capsys):
+    assert generate(tiny_bundle, tmp_path / "out", "piano", "--decoding", "parallel") == 2
+    expect_one_line(capsys, "the model 'tiny' has no SoundStorm")
+    assert generate(tiny_bundle, tmp_path / "out", "piano", "--decoding", "paralel") == 2
+    expect_one_line(capsys, "--decoding")
     assert not (tmp_path / "out").exists()
 
 

@@ -23,6 +23,15 @@ LINES = [
     {"prompt": "fast piano", "seconds": 2.5, "sampling": {"coarse": {"top_k": 3}}},
     {"prompt": "slow piano", "seconds": 2.5, "story": [[1, "fast flute"]]},
     {"prompt": "fast flute", "seconds": 4, "continuation": "sound.wav"},
+    {"prompt": "slow piano", "seconds": 2.5, "decoding": "parallel"},
+    {
+        "prompt": "fast piano",
+        "seconds": 4,
+        "decoding": "parallel",
+        "continuation": "sound.wav",
+        "sampling": {"parallel": {"top_p": 0.9}},
+    },
+    {"prompt": "fast flute", "seed": 3, "best_of": 3},
 ]
 
 
@@ -56,10 +65,10 @@ def command(model, prompts_file, out, rows=2, lines_a_round=4) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(tiny_bundle, folder, tmp_path_factory):
+def made(soundstorm_bundle, folder, tmp_path_factory):
     """What comes of the lines in one run."""
     out = tmp_path_factory.mktemp("songs") / "deep" / "out"
-    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", out)) == 0
+    assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", out)) == 0
     return out
 
 
@@ -73,7 +82,7 @@ def manifest(out):
 
 def test_every_line_has_its_clip(made):
     assert sorted(files(made)) == [
-        *(f"{i:06d}.wav" for i in range(1, 7)),
+        *(f"{i:06d}.wav" for i in range(1, 1 + len(LINES))),
         "manifest.jsonl",
         "summary.json",
     ]
@@ -81,6 +90,11 @@ def test_every_line_has_its_clip(made):
         assert (told["file"], told["line"]) == (f"{number:06d}.wav", number)
         assert (told["model"], told["sample_rate"]) == ("tiny", 1600)
         expected = {"seconds": 0.5, "seed": 0} | line | {"continuation": told.get("continuation")}
+        if best_of := expected.pop("best_of", None):
+            seeds = range(expected["seed"], expected["seed"] + best_of)
+            assert [candidate["seed"] for candidate in told["candidates"]] == [*seeds]
+            best = max(told["candidates"], key=lambda candidate: candidate["score"])
+            expected |= best
         assert {name: told.get(name) for name in expected} == expected
         samples, rate = soundfile.read(made / told["file"])
         assert (len(samples), rate) == (round(1600 * told["seconds"]), 1600)
@@ -88,27 +102,43 @@ def test_every_line_has_its_clip(made):
     assert len(set(files(made, "*.wav").values())) == len(LINES)
 
 
+def test_the_best_clip_is_that_of_its_own_seed(made, soundstorm_bundle, folder, tmp_path):
+    (kept,) = [record for record in manifest(made) if "candidates" in record]
+    seeds = [candidate["seed"] for candidate in kept["candidates"]]
+    write(folder / "alone.jsonl", [{"prompt": kept["prompt"], "seed": seed} for seed in seeds])
+    assert main.main(command(soundstorm_bundle, folder / "alone.jsonl", tmp_path)) == 0
+    best, *others = sorted(range(3), key=lambda i: -kept["candidates"][i]["score"])
+    expected, _ = soundfile.read(made / kept["file"])
+    samples, _ = soundfile.read(tmp_path / f"{1 + best:06d}.wav")
+    np.testing.assert_array_equal(samples, expected)
+    for other in others:
+        assert (soundfile.read(tmp_path / f"{1 + other:06d}.wav")[0] != expected).any()
+
+
 def test_the_summary_tells_speed_and_memory(made):
     summary = json.loads((made / "summary.json").read_text())
-    assert (summary["clips"], summary["there_already"], summary["rejected"]) == (6, 0, 0)
+    assert (summary["clips"], summary["there_already"], summary["rejected"]) == (9, 0, 0)
     assert summary["music_seconds"] == sum(line.get("seconds", 0.5) for line in LINES)
-    assert set(summary["tokens_per_second"]) == {"semantic", "coarse", "fine"}
+    assert set(summary["tokens_per_second"]) == {"semantic", "coarse", "fine", "parallel"}
+    assert set(summary["bandwidth_bound_share"]) == {"semantic", "coarse", "fine"}
     assert summary["peak_memory_bytes"] > 1e6
 
 
-def test_a_clip_depends_on_its_line_alone(made, tiny_bundle, folder, tmp_path):
+def test_a_clip_depends_on_its_line_alone(made, soundstorm_bundle, folder, tmp_path):
     """Backwards, in other rounds, beside lines that are rejected."""
     lines = [*LINES[::-1], {"prompt": ""}, {"prompt": "more", "seconds": 1}]
     write(folder / "backwards.jsonl", lines)
-    argv = command(tiny_bundle, folder / "backwards.jsonl", tmp_path, lines_a_round=5)
+    argv = command(soundstorm_bundle, folder / "backwards.jsonl", tmp_path, lines_a_round=5)
     assert main.main(argv) == 0
-    for i in range(6):
-        one, other = made / f"{i + 1:06d}.wav", tmp_path / f"{6 - i:06d}.wav"
+    for i in range(len(LINES)):
+        one, other = made / f"{i + 1:06d}.wav", tmp_path / f"{len(LINES) - i:06d}.wav"
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_kill_loses_nothing_and_changes_nothing(made, tiny_bundle, folder, tmp_path, monkeypatch):
-    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path, lines_a_round=3)
+def test_a_kill_loses_nothing_and_changes_nothing(
+    made, soundstorm_bundle, folder, tmp_path, monkeypatch
+):
+    argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path, lines_a_round=3)
     with monkeypatch.context() as patch:
         saves = itertools.count()
 
@@ -133,7 +163,7 @@ def test_a_kill_loses_nothing_and_changes_nothing(made, tiny_bundle, folder, tmp
 
 
 def test_what_is_there_is_made_again_if_its_line_or_file_changed(
-    made, tiny_bundle, folder, tmp_path, capsys
+    made, soundstorm_bundle, folder, tmp_path, capsys
 ):
     for name, data in files(made).items():
         (tmp_path / name).write_bytes(data)
@@ -141,15 +171,15 @@ def test_what_is_there_is_made_again_if_its_line_or_file_changed(
     lines = [*LINES[:2], {"prompt": "fast flute", "seed": 9}, *LINES[3:]]
     lines[0] = {"seed": 0, "seconds": 0.5, **LINES[0]}  # the same, said otherwise
     write(folder / "changed.jsonl", lines)
-    assert main.main(command(tiny_bundle, folder / "changed.jsonl", tmp_path)) == 0
-    assert "2 clips made, 4 were there" in capsys.readouterr().out
+    assert main.main(command(soundstorm_bundle, folder / "changed.jsonl", tmp_path)) == 0
+    assert "2 clips made, 7 were there" in capsys.readouterr().out
     before, after = files(made, "*.wav"), files(tmp_path, "*.wav")
     assert {name for name in before if before[name] != after[name]} == {"000003.wav"}
-    assert [record["line"] for record in manifest(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [record["line"] for record in manifest(tmp_path)] == [*range(1, 1 + len(LINES))]
     assert manifest(tmp_path)[2]["seed"] == 9
 
 
-def test_bad_lines_are_told_and_the_others_made(tiny_bundle, folder, tmp_path, capsys):
+def test_bad_lines_are_told_and_the_others_made(soundstorm_bundle, folder, tmp_path, capsys):
     lines = [
         b'{"prompt": "slow piano"}',
         b"{broken",
@@ -162,7 +192,7 @@ def test_bad_lines_are_told_and_the_others_made(tiny_bundle, folder, tmp_path, c
         b'{"prompt": "slow piano", "continuation": "\\ud800\\u0000"}',
     ]
     (folder / "bad.jsonl").write_bytes(b"\n".join(lines))
-    assert main.main(command(tiny_bundle, folder / "bad.jsonl", tmp_path)) == 0
+    assert main.main(command(soundstorm_bundle, folder / "bad.jsonl", tmp_path)) == 0
     told = capsys.readouterr()
     assert "1 clips made, 0 were there, 7 lines rejected" in told.out
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
@@ -181,14 +211,14 @@ def test_bad_lines_are_told_and_the_others_made(tiny_bundle, folder, tmp_path, c
         assert reason in reasons[number]
     # Mended, nothing is rejected any longer.
     write(folder / "bad.jsonl", LINES[:1])
-    assert main.main(command(tiny_bundle, folder / "bad.jsonl", tmp_path)) == 0
+    assert main.main(command(soundstorm_bundle, folder / "bad.jsonl", tmp_path)) == 0
     assert not (tmp_path / "rejected.jsonl").exists()
 
 
 def test_processes_share_the_lines_and_a_restart_may_have_others(
-    made, tiny_bundle, folder, tmp_path, monkeypatch
+    made, soundstorm_bundle, folder, tmp_path, monkeypatch
 ):
-    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path)
+    argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)
     for index in range(2):
         with monkeypatch.context() as patch:
             patch.setattr("jax.process_index", lambda index=index: index)
@@ -196,10 +226,10 @@ def test_processes_share_the_lines_and_a_restart_may_have_others(
             assert main.main(argv) == 0
         own = tmp_path / f"manifest-{index:05d}-of-00002.jsonl"
         lines = [json.loads(line)["line"] for line in own.read_text().splitlines()]
-        assert lines == [1 + index, 3 + index, 5 + index]
+        assert lines == [*range(1 + index, 1 + len(LINES), 2)]
     assert files(tmp_path, "*.wav") == files(made, "*.wav")
     assert main.main(argv) == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["there_already"] == 6
+    assert json.loads((tmp_path / "summary.json").read_text())["there_already"] == len(LINES)
 
 
 PROGRAM = """
@@ -214,14 +244,14 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_four_devices_make_what_one_makes(made, tiny_bundle, folder, tmp_path):
+def test_four_devices_make_what_one_makes(made, soundstorm_bundle, folder, tmp_path):
     """In a process of its own, which imports nothing of training."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "PJRT_NPROC": "32",
     }
-    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path)
+    argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "4", *argv],
         env=environment,
@@ -234,7 +264,13 @@ def test_four_devices_make_what_one_makes(made, tiny_bundle, folder, tmp_path):
     assert files(tmp_path, "manifest.jsonl") == files(made, "manifest.jsonl")
 
 
-DEFAULTS = {"seconds": 10.0, "seed": 0, "sampling": {"fine": {"temperature": 0.5, "top_k": 9}}}
+DEFAULTS = {
+    "seconds": 10.0,
+    "seed": 0,
+    "sampling": {"fine": {"temperature": 0.5, "top_k": 9}},
+    "decoding": "autoregressive",
+    "best_of": 1,
+}
 
 
 def parse(text):
@@ -244,6 +280,8 @@ def parse(text):
 def test_a_line_may_say_anything_or_little():
     line = parse('{"prompt": "flute"}')
     assert (line.seconds, line.seed, line.continuation) == (10.0, 0, None)
+    assert line.decoding == "autoregressive"
+    assert parse('{"prompt": "flute", "decoding": "parallel"}').decoding == "parallel"
     line = parse(
         '{"prompt": "flute", "seconds": 60, "seed": 4, "story": [[15, "drums"]], '
         '"sampling": {"fine": {"top_k": 3}, "coarse": {"guidance": 2}}, "continuation": "a/b.mp3"}'
@@ -270,6 +308,8 @@ def test_a_line_may_say_anything_or_little():
         ('{"prompt": "a", "sampling": {"fine": {"topk": 1}}}', "did you mean 'top_k'?"),
         ('{"prompt": "a", "story": "drums"}', "story is no list of pairs"),
         ('{"prompt": "a", "story": [[3]]}', "story is no list of pairs"),
+        ('{"prompt": "a", "best_of": 0}', "best_of is 0"),
+        ('{"prompt": "a", "decoding": "paralel"}', "give autoregressive or parallel"),
         ('{"prompt": "\\ud800"}', "UTF-8"),
         ("[" * 100_000, "not JSON"),
         ('{"prompt": "a", "story": [[0, "drums"]]}', "starts 'drums' at 0"),
@@ -292,10 +332,12 @@ def test_the_digest_is_of_all_that_decides(tmp_path):
         '{"prompt": "a", "seed": 1}',
         '{"prompt": "a", "story": [[1, "b"]]}',
         '{"prompt": "a", "continuation": "a.wav"}',
+        '{"prompt": "a", "decoding": "parallel"}',
+        '{"prompt": "a", "best_of": 2}',
     ]
     lines = [prompts.parse(text.encode(), DEFAULTS, tmp_path) for text in texts]
     digests = [line.digest("model") for line in lines]
-    assert len({*digests, lines[0].digest("another model")}) == 6
+    assert len({*digests, lines[0].digest("another model")}) == 8
     (tmp_path / "a.wav").write_bytes(b"two")
     assert lines[4].digest("model") != digests[4]
     assert lines[3].digest("model") == digests[3]
@@ -308,11 +350,15 @@ def test_the_digest_is_of_all_that_decides(tmp_path):
         ({"ROWS": "0"}, "rows is 0"),
         ({"SECONDS": "-1.0"}, "seconds is -1.0"),
         ({"SECNDS": "1.0"}, "did you mean SECONDS?"),
+        ({"BEST_OF": "65"}, "best_of is 65"),
+        ({"DECODING": "'paralel'"}, "give autoregressive or parallel"),
         ({"sample.sample.sampling": "{'fine': {'heat': 1}}"}, "sampling"),
     ],
 )
-def test_a_mistake_in_the_settings_is_code_2(tiny_bundle, folder, tmp_path, capsys, change, told):
-    argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path)
+def test_a_mistake_in_the_settings_is_code_2(
+    soundstorm_bundle, folder, tmp_path, capsys, change, told
+):
+    argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)
     argv += [f"--gin_bindings={name}={value}" for name, value in change.items()]
     assert main.main(argv) == 2
     stderr = capsys.readouterr().err
@@ -320,18 +366,33 @@ def test_a_mistake_in_the_settings_is_code_2(tiny_bundle, folder, tmp_path, caps
     assert not list(tmp_path.glob("*.wav"))
 
 
-def test_other_mistakes_are_code_2(tiny_bundle, folder, tmp_path, capsys):
-    assert main.main(command(tiny_bundle, folder / "no.jsonl", tmp_path)) == 2
+def test_a_bundle_without_a_soundstorm(tiny_bundle, folder, tmp_path, capsys):
+    """Lines that ask for parallel decoding are rejected; a job that does is a mistake."""
+    write(folder / "two.jsonl", [{"prompt": "slow piano", "decoding": "parallel"}, LINES[0]])
+    argv = command(tiny_bundle, folder / "two.jsonl", tmp_path)
+    assert main.main(argv) == 0
+    (rejected,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["line"] == 1
+    assert "has no SoundStorm" in json.loads(rejected)["reason"]
+    assert [record["line"] for record in manifest(tmp_path)] == [2]
+    assert main.main([*argv, "--gin_bindings=DECODING='parallel'"]) == 2
+    assert "has no SoundStorm" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_other_mistakes_are_code_2(soundstorm_bundle, folder, tmp_path, capsys):
+    assert main.main(command(soundstorm_bundle, folder / "no.jsonl", tmp_path)) == 2
     assert "no.jsonl" in capsys.readouterr().err
     (tmp_path / "file").write_text("mine")
-    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", tmp_path / "file")) == 2
+    assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path / "file")) == 2
     assert "cannot write" in capsys.readouterr().err
     (tmp_path / "manifest.jsonl").write_text('{"file": "000.wav", "prompt": "a"}\n')
-    assert main.main(command(tiny_bundle, folder / "prompts.jsonl", tmp_path)) == 2
+    assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)) == 2
     assert "line 1 of" in capsys.readouterr().err
 
 
-def test_full_memory_is_told_with_fewer_rows(tiny_bundle, folder, tmp_path, capsys, monkeypatch):
+def test_full_memory_is_told_with_fewer_rows(
+    soundstorm_bundle, folder, tmp_path, capsys, monkeypatch
+):
     import jax
 
     def compile_up_to(fit, plans, rows):
@@ -341,7 +402,7 @@ def test_full_memory_is_told_with_fewer_rows(tiny_bundle, folder, tmp_path, caps
     for fit, told in ((3, "2 fit: add --gin_bindings ROWS=2"), (0, "not even 1 fits")):
         compile_ = functools.partial(compile_up_to, fit)
         monkeypatch.setattr("musiclm.api.MusicLM.compile", lambda _, *args, c=compile_: c(*args))
-        argv = command(tiny_bundle, folder / "prompts.jsonl", tmp_path, rows=8)
+        argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path, rows=8)
         assert main.main(argv) == 2
         assert f"rows is 8, and memory is full: {told}" in capsys.readouterr().err
 
@@ -360,15 +421,19 @@ def test_a_folder_takes_off_half_a_line(tmp_path):
 def test_the_meter_counts_tokens_and_music(monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(sample_meter, "read_bytes_per_second", lambda: 100.0)
     with sample_meter.Meter(30.0) as meter:
         for _ in range(2):
-            meter.start_round(10.0)  # every call of the clock is a second
+            # Every call of the clock is a second.
+            meter.start_round(10.0, {"coarse", "semantic", "fine"})
             for stage in ("semantic", "coarse", "fine"):
                 meter(stage, 10, 40)
                 meter(stage, 40, 40)
             meter.end_round()
-        summary = meter.summary()
+        summary = meter.summary({"semantic": 200, "coarse": 100, "fine": 0})
         assert meter._bar.n == pytest.approx(20.0)
     assert summary["tokens_per_second"] == {"semantic": 20.0, "coarse": 20.0, "fine": 20.0}
+    # Each stage took 4 s, in which 400 bytes could have been read.
+    assert summary["bandwidth_bound_share"] == {"semantic": 0.5, "coarse": 0.25, "fine": 0.0}
     assert (summary["music_seconds"], summary["generating_seconds"]) == (20.0, 14.0)
     assert summary["music_seconds_per_second"] == pytest.approx(20 / 14, abs=1e-3)

@@ -80,7 +80,7 @@ class Codec:
 
 
 def chain(**kwargs):
-    stages = {name: Recorder(name) for name in ("semantic", "coarse", "fine")}
+    stages = {name: Recorder(name) for name in ("semantic", "coarse", "fine", "parallel")}
     return Chain(token_spec=SPEC, mulan=Texts(), acoustic=Codec(), **stages, **kwargs)
 
 
@@ -151,6 +151,27 @@ def test_prompts_are_the_end_of_what_is_there():
             np.testing.assert_array_equal(prompt, before.codes[0, -after.prefilled :])
 
 
+def test_soundstorm_stands_for_coarse_and_fine():
+    """It sees what the coarse stage sees, in the same windows, and makes all levels."""
+    music, plain = chain(), chain()
+    story = ((0.35, "three"),)
+    (codes,) = codes_of(music, clip("one", 2.0, story=story, decoding="parallel"))
+    codes_of(plain, clip("one", 2.0, story=story))
+    assert not music.coarse.calls
+    assert not music.fine.calls
+    np.testing.assert_array_equal(codes, _joined(music.parallel.calls)[0])
+    for one, two in zip(music.parallel.calls, plain.coarse.calls, strict=True):
+        for source in ("mulan", "semantic"):
+            np.testing.assert_array_equal(one.condition[source], two.condition[source])
+        assert one.codes.shape[1] == two.codes.shape[1]
+        assert one.samplings == [Sampling(temperature=1.0)]
+    for before, after in itertools.pairwise(music.parallel.calls):
+        np.testing.assert_array_equal(after.prompts[0], before.codes[0, -6:])
+    for seconds in (0.4, 0.41, 1.2, 1.99):
+        (short,) = codes_of(chain(), clip("one", seconds, story=story, decoding="parallel"))
+        np.testing.assert_array_equal(short, codes[: len(short)])
+
+
 def test_a_clip_is_the_beginning_of_a_longer_one():
     (long,) = codes_of(chain(), clip(seconds=2.7))
     for seconds in (0.2, 0.3, 0.4, 0.41, 0.9, 1.2, 1.99, 2.6):
@@ -182,9 +203,19 @@ def _various():
         ChainSampling(coarse=Sampling(top_k=3), fine=Sampling(temperature=0.1)),
     ]
     return [
-        clip("abc" * (i % 3 + 1), 0.1 + 0.35 * i, seed=i, sampling=settings[i % 3])
-        for i in range(7)
+        clip(
+            "abc" * (i % 3 + 1),
+            0.1 + 0.35 * i,
+            seed=i,
+            sampling=settings[i % 3],
+            decoding=("autoregressive", "parallel")[i % 4 == 1],
+        )
+        for i in range(8)
     ]
+
+
+def _stages(music):
+    return music.semantic, music.coarse, music.fine, music.parallel
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -196,8 +227,9 @@ def test_batches_bound_the_rows_and_change_nothing(fixed):
         np.testing.assert_array_equal(one, two)
     for one, two in zip(codes_of(music, *clips[::-1]), alone[::-1], strict=True):
         np.testing.assert_array_equal(one, two)
-    for stage in (music.semantic, music.coarse, music.fine):
-        assert {len(call.codes) for call in stage.calls} == {3}
+    sizes = [{len(call.codes) for call in stage.calls} for stage in _stages(music)]
+    assert sizes == [{3}, {3}, {3}, {3 if fixed else 2}]
+    for stage in _stages(music):
         for call in stage.calls:  # of one kind
             assert len({sampling.guided for sampling in call.samplings}) == 1
             assert len({sampling.filtered for sampling in call.samplings}) == 1
@@ -217,17 +249,21 @@ def test_progress_counts_to_the_end_stage_by_stage():
     seen = []
     music = chain(max_rows=2, fixed_rows=True)
     clips = [clip("a", 1.3, 0), clip("b", 0.3, 1), clip("c", 0.7, 2)]
+    clips.append(clip("d", 0.9, 3, decoding="parallel"))
     codes = music.compose([music.plan(c) for c in clips], lambda *call: seen.append(call))
     stages = [stage for stage, _, _ in seen]
-    assert sorted(set(stages), key=stages.index) == ["semantic", "coarse", "fine"]
-    assert stages == sorted(stages, key=["semantic", "coarse", "fine"].index)
+    order = ["semantic", "coarse", "fine", "parallel"]
+    assert sorted(set(stages), key=stages.index) == order
+    assert stages == sorted(stages, key=order.index)
     for name in set(stages):
         counts = [(done, total) for stage, done, total in seen if stage == name]
         assert [done for done, _ in counts] == sorted(done for done, _ in counts)
         assert counts[-1][0] == counts[-1][1]
         assert len({total for _, total in counts}) == 1
         if name == "coarse":
-            assert counts[-1][1] == 2 * sum(map(len, codes))
+            assert counts[-1][1] == 2 * sum(map(len, codes[:3]))
+        if name == "parallel":
+            assert counts[-1][1] == 5 * len(codes[3])
 
 
 def test_each_stage_has_its_temperature():
@@ -266,15 +302,17 @@ def test_a_story_of_one_text_is_no_story():
     np.testing.assert_array_equal(codes, plain)
 
 
+@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
 @pytest.mark.parametrize("frames", [2, 6, 14, 20, 26, 40, 96])
-def test_a_continuation_keeps_its_frames(frames):
+def test_a_continuation_keeps_its_frames(frames, decoding):
     rng = np.random.default_rng(frames)
     given = Continuation(
         semantic_T=rng.integers(0, 1000, frames // 2, dtype=np.int32),
         acoustic_TQ=rng.integers(0, 1000, (frames, 5), dtype=np.int32),
     )
     music = chain()
-    continued, other = clip(seconds=2.0, continuation=given), clip(seconds=2.0)
+    continued = clip(seconds=2.0, continuation=given, decoding=decoding)
+    other = clip(seconds=2.0, decoding=decoding)
     codes, plain = codes_of(music, continued, other)
     assert codes.shape == plain.shape == (100, 5)
     np.testing.assert_array_equal(codes[:frames], given.acoustic_TQ)
@@ -293,6 +331,10 @@ def test_a_continuation_keeps_its_frames(frames):
 def test_bad_clips_are_named():
     with pytest.raises(ValueError, match="seconds is 0"):
         clip(seconds=0)
+    with pytest.raises(ValueError, match="decoding is 'paralel'"):
+        clip(decoding="paralel")
+    with pytest.raises(ValueError, match="no stage"):
+        dataclasses.replace(chain(), parallel=None).plan(clip(decoding="parallel"))
     with pytest.raises(ValueError, match="story starts texts at"):
         clip(story=((3, "b"), (2, "c")))
     given = Continuation(semantic_T=np.zeros(25, np.int32), acoustic_TQ=np.zeros((50, 5), np.int32))
@@ -317,10 +359,12 @@ def test_sampler_needs_nothing_of_training():
 
 @pytest.mark.parametrize("seconds", [0.05, 0.4, 1.0, 1.73, 3.3])
 @pytest.mark.parametrize("story", [(), ((0.5, "bb"), (1.2, "ccc"))])
-def test_a_stream_is_the_clip_in_pieces(seconds, story):
+@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
+def test_a_stream_is_the_clip_in_pieces(seconds, story, decoding):
     story = tuple(part for part in story if part[0] < seconds)
-    whole_T = whole_of(chain(fixed_rows=True), clip(seconds=seconds, story=story))
-    pieces = list(stream_of(chain(fixed_rows=True), clip(seconds=seconds, story=story)))
+    wanted = clip(seconds=seconds, story=story, decoding=decoding)
+    whole_T = whole_of(chain(fixed_rows=True), wanted)
+    pieces = list(stream_of(chain(fixed_rows=True), wanted))
     np.testing.assert_array_equal(np.concatenate(pieces), whole_T)
     assert len(whole_T) == round(seconds * SPEC.sample_rate)
     if seconds > 1:

@@ -28,7 +28,8 @@ examples:
   musiclm evaluate --held-out held_out --train train --out report --folder "other model=songs"
 
 A folder holds clips as `musiclm generate` writes them, one for each caption that is asked for: the
-first long one of each held-out clip. The i-th clip is generated with seed i.
+first long one of each held-out clip. The i-th clip is generated with seed i; if the model has a
+SoundStorm, once more with its acoustic tokens decoded in parallel.
 """
 
 SECONDS = 10.0
@@ -110,13 +111,12 @@ def run(args: argparse.Namespace) -> int:
     train = read_manifest(args.train, args.fit_clips)
     prompts = [suite.long_caption(entry) for entry in held_out[: args.clips]]
     files = {name: choose(path, prompts) for name, path in folders.named(args.folder).items()}
-    for count in sorted({1, args.best_of}):
-        name = f"best of {count}" if count > 1 else "generated"
+    for name, options in ways(bundle, args.best_of).items():
         if name in files:
             raise errors.UserError(
                 f"--folder {name}: the report has clips of that name, choose another"
             )
-        files[name] = generate(bundle, prompts, args.out / "clips", count)
+        files[name] = generate(bundle, prompts, args.out / "clips", name, **options)
 
     rate = bundle.token_spec.sample_rate
     with Bars() as bars:
@@ -217,19 +217,41 @@ def read_clips(paths: Sequence[pathlib.Path], sample_rate: int):
     return waveform_NT
 
 
+def ways(bundle, best_of: int) -> dict[str, dict[str, Any]]:
+    """How a bundle's clips are made, by the names that they have in the report."""
+    named: dict[str, dict[str, Any]] = {"generated": {}}
+    if "soundstorm" in bundle.components:
+        named["generated, parallel"] = {"decoding": "parallel"}
+    if best_of > 1:
+        named[f"best of {best_of}"] = {"best_of": best_of}
+    return named
+
+
 def generate(
-    bundle, prompts: Sequence[str], folder: pathlib.Path, best_of: int = 1
+    bundle,
+    prompts: Sequence[str],
+    folder: pathlib.Path,
+    what: str,
+    *,
+    best_of: int = 1,
+    decoding: str = api.DECODINGS[0],
 ) -> list[pathlib.Path]:
     """Makes the clip of each prompt unless its file is there already.
 
     The i-th has seed i, or is the best of several.
+
+    Args:
+      bundle: that makes them.
+      prompts: of the clips.
+      folder: for the files.
+      what: one of `ways`.
+      best_of, decoding: see `api.MusicLM.generate`.
     """
     from tqdm import tqdm
 
     from musiclm.api import MusicLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    what = f"best of {best_of}" if best_of > 1 else "generated"
     names = [f"{bundle.digest} {SECONDS} {what} {seed} {text}" for seed, text in enumerate(prompts)]
     files = [folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.wav" for name in names]
     model = MusicLM(bundle)
@@ -237,7 +259,11 @@ def generate(
         batch = slice(first, first + BATCH)
         if not all(file.is_file() for file in files[batch]):
             clips = model.generate(
-                list(prompts[batch]), seconds=SECONDS, seed=first * best_of, best_of=best_of
+                list(prompts[batch]),
+                seconds=SECONDS,
+                seed=first * best_of,
+                best_of=best_of,
+                decoding=decoding,
             )
             for clip, file in zip(clips, files[batch], strict=True):
                 clip.save(file)

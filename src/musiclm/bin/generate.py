@@ -20,6 +20,7 @@ examples:
   musiclm generate --story story.yaml --seconds 45
   musiclm generate "fast flute" --continuation song.flac --seconds 20
   musiclm generate "church organ" --model runs/mini/bundle --temperature-coarse 0.8 --png
+  musiclm generate "church organ" --decoding parallel
 
 A story tells when each text takes over, in YAML: `0: calm strings`, `15: fast flute`, a line each.
 The i-th clip (from 0) takes seed + i. The same seed on the same machine gives the same bytes.
@@ -65,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="make N clips of each prompt and keep the one nearest to its text by MuLan",
+    )
+    parser.add_argument(
+        "--decoding",
+        choices=api.DECODINGS,
+        default=api.DECODINGS[0],
+        help="of acoustic tokens: by the coarse and the fine stage, or by SoundStorm in parallel "
+        f"(default: {api.DECODINGS[0]})",
     )
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
     for name, option in _SAMPLING.items():
@@ -202,7 +210,9 @@ def run(args: argparse.Namespace) -> int:
             raise errors.UserError("prompts beside --story: write the text into the story, at 0")
         story = _read_story(args.story)
         prompts = (story.pop(0),)
-    request = api.Request(prompts, args.seconds, args.seed, tuple(story.items()), args.best_of)
+    request = api.Request(
+        prompts, args.seconds, args.seed, tuple(story.items()), args.best_of, args.decoding
+    )
     sampling = _sampling(args)
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
@@ -217,6 +227,7 @@ def run(args: argparse.Namespace) -> int:
                 story=request.story,
                 continuation=args.continuation,
                 best_of=request.best_of,
+                decoding=request.decoding,
                 progress=progress,
             )
         generated = time.perf_counter()

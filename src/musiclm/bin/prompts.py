@@ -13,12 +13,14 @@ from musiclm import api, errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line: the arguments of `api.MusicLM.plan`, of which only the prompt must be there."""
+    """One line: the arguments of `api.MusicLM.plans`, of which only the prompt must be there."""
 
     prompt: str
     seconds: float
     seed: int
     sampling: Mapping[str, Mapping[str, float | int]]
+    decoding: str
+    best_of: int
     story: Sequence[tuple[float, str]] = ()
     continuation: str | None = None
 
@@ -44,6 +46,8 @@ class Line:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Line))
+# Those that a job says for the lines that do not.
+DEFAULTS = ("seconds", "seed", "sampling", "decoding", "best_of")
 
 
 def read(path: str) -> list[bytes]:
@@ -65,7 +69,7 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
 
     Args:
       text: of the line.
-      defaults: of its fields `seconds`, `seed` and `sampling`.
+      defaults: of its fields in `DEFAULTS`.
       folder: that paths start from.
 
     Raises:
@@ -100,7 +104,12 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
     if continuation is not None:
         fields["continuation"] = str(folder / continuation)
     request = api.Request(
-        (fields["prompt"],), fields["seconds"], fields["seed"], fields["story"]
+        (fields["prompt"],),
+        fields["seconds"],
+        fields["seed"],
+        fields["story"],
+        fields["best_of"],
+        fields["decoding"],
     )  # checks them
     # 10 and 10.0 are one clip.
     return Line(**fields | {"seconds": float(request.seconds)})

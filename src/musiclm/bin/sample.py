@@ -1,12 +1,14 @@
 """Generates music for every line of a file of prompts; started again it goes on where it was.
 
 A line is a JSON object with "prompt" and, if they are to differ from the gin file's, "seconds",
-"seed" and "sampling" by stage; "story" has [second, text] pairs that take over from the prompt, and
-"continuation" names a sound file that the clip begins with. What comes of a line depends on the
-line, the model and ROWS alone.
+"seed", "sampling" by stage, "decoding" ("autoregressive" or "parallel") and "best_of" (so many are
+made, and the one is kept that is nearest to its text by MuLan); "story" has [second, text] pairs
+that take over from the prompt, and "continuation" names a sound file that the clip begins with.
+What comes of a line depends on the line, the model and ROWS alone.
 """
 
 import argparse
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ lines such as:
   {"prompt": "church organ", "seconds": 60, "seed": 7, "sampling": {"semantic": {"guidance": 3}}}
   {"prompt": "calm strings", "seconds": 45, "story": [[15, "fast flute"], [30, "drums, loud"]]}
   {"prompt": "fast flute", "seconds": 20, "continuation": "songs/000001.wav"}
+  {"prompt": "fast flute", "decoding": "parallel", "best_of": 4}
 
 DIR gets 000001.wav … by the number of the line, manifest.jsonl, summary.json, and rejected.jsonl if
 there are lines that nothing can be made of; those do not stop the others. Paths start from the file
@@ -55,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     compilation_cache.enable()
     configuration.parse(args.gin_file, args.gin_bindings)
-    names = ("model", "rows", "lines_a_round", "seconds", "seed", "sampling")
-    settings = configuration.resolve_some(sample, names)
+    names = ("model", "rows", "lines_a_round")
+    settings = configuration.resolve_some(sample, (*names, *prompts.DEFAULTS))
     texts = prompts.read(args.prompts)
     if args.distributed:
         from musiclm import processes
@@ -80,6 +83,8 @@ def sample(
     seconds: float = 10.0,
     seed: int = 0,
     sampling: Mapping[str, Mapping[str, float | int]] | None = None,
+    decoding: str = api.DECODINGS[0],
+    best_of: int = 1,
 ) -> None:
     """Makes a clip of every line.
 
@@ -90,7 +95,7 @@ def sample(
       model: name or folder of a bundle.
       rows: that a stage decodes at once on each device.
       lines_a_round: lines that are made together.
-      seconds, seed, sampling: of lines that do not say their own.
+      seconds, seed, sampling, decoding, best_of: of lines that do not say their own.
 
     Raises:
       UserError: a setting, the model or a folder can't be used.
@@ -103,8 +108,9 @@ def sample(
     process, num_processes = jax.process_index(), jax.process_count()
     output = sampled.Folder(out, process, num_processes)
     loaded = api.MusicLM.from_pretrained(model, rows=rows)
-    defaults = {"seconds": seconds, "seed": seed, "sampling": sampling or {}}
-    loaded.plan("defaults", **defaults)  # a mistake in them is no line's
+    values = (seconds, seed, sampling or {}, decoding, best_of)
+    defaults = dict(zip(prompts.DEFAULTS, values, strict=True))
+    loaded.plans("defaults", **defaults)  # a mistake in them is no line's
     jobs, there = [], 0
     for number, text in enumerate(texts, start=1):
         if not text.strip() or (number - 1) % num_processes != process:
@@ -121,26 +127,28 @@ def sample(
             planned = []
             for number, line, digest in jobs[first : first + lines_a_round]:
                 with output.rejecting(number):
-                    plan = loaded.plan(**vars(line))
-                    planned.append((number, line, digest, plan))
+                    plans = loaded.plans(**vars(line))
+                    planned.append((number, line, digest, plans))
             _round(loaded, output, planned, meter)
     summary = {"clips": meter.clips, "there_already": there, "rejected": output.num_rejected}
-    summary |= meter.summary()
+    summary |= meter.summary(loaded.bytes_read)
     _report(output.close(summary), summary)
 
 
 def _round(
     model: api.MusicLM,
     output: sampled.Folder,
-    planned: Sequence[tuple[int, prompts.Line, str, "Plan"]],
+    planned: Sequence[tuple[int, prompts.Line, str, Sequence["Plan"]]],
     meter: sample_meter.Meter,
 ) -> None:
     """Makes some clips together and writes each as soon as it is there."""
-    plans = [plan for *_, plan in planned]
+    plans = [plan for *_, candidates in planned for plan in candidates]
     _compile(model, plans)
-    meter.start_round(sum(line.seconds for _, line, *_ in planned))
+    stages = {stage for plan in plans for stage in plan.clip.stages}
+    meter.start_round(sum(line.seconds for _, line, *_ in planned), stages)
     clips = model.render(plans, meter)
-    for (number, line, digest, _), clip in zip(planned, clips, strict=True):
+    for number, line, digest, candidates in planned:
+        clip = model.best(list(itertools.islice(clips, len(candidates))))
         more = ("sampling", "continuation")
         told = {name: getattr(line, name) for name in more if getattr(line, name)}
         told = {**clip.provenance, **told, "sample_rate": clip.sample_rate}

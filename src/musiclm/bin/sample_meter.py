@@ -4,6 +4,7 @@ import collections
 import resource
 import sys
 import time
+from collections.abc import Container, Mapping
 from typing import Any
 
 from musiclm import api
@@ -34,8 +35,9 @@ class Meter:
         self._made = self._before = self._round = self._done = 0.0
         self._stage, self._working = "", 0.0
 
-    def start_round(self, seconds: float) -> None:
-        """Clips of so many seconds together are begun."""
+    def start_round(self, seconds: float, stages: Container[str]) -> None:
+        """Clips of so many seconds together are begun, which these stages make."""
+        self._stages = [stage for stage in api.STAGES if stage in stages]
         self._before, self._round = self._bar.n, seconds
         self._stage, self._started = "", time.perf_counter()
         self._since = self._started
@@ -48,7 +50,7 @@ class Meter:
         self._times[stage] += now - self._since
         self._done, self._since = done, now
         # Stages take about as long as one another.
-        share = (api.STAGES.index(stage) + done / total) / len(api.STAGES)
+        share = (self._stages.index(stage) + done / total) / len(self._stages)
         self._to(self._before + share * self._round)
 
     def end_round(self) -> None:
@@ -57,11 +59,19 @@ class Meter:
         self._made += self._round
         self._to(self._before + self._round)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, bytes_read: Mapping[str, int]) -> dict[str, Any]:
         """Seconds of music and of work on it, tokens a second of each stage, memory.
 
-        Loading and compiling the stages are no such work; decoding and writing sound are.
+        Loading and compiling the stages are no such work; decoding and writing sound are. The share
+        of the bandwidth bound is the time that what a stage had to read takes at least, in the time
+        that it took; above 1 where caches hold it.
+
+        Args:
+          bytes_read: by stage, see `api.MusicLM.bytes_read`.
         """
+        memory = _peak_memory()
+        read = {stage: count for stage, count in bytes_read.items() if self._tokens[stage]}
+        bandwidth = read and read_bytes_per_second()
         return {
             "music_seconds": round(self._made, 3),
             "generating_seconds": round(self._working, 3),
@@ -71,7 +81,11 @@ class Meter:
                 for stage in api.STAGES
                 if self._tokens[stage]
             },
-            "peak_memory_bytes": _peak_memory(),
+            "bandwidth_bound_share": {
+                stage: round(count / bandwidth / self._times[stage], 3)
+                for stage, count in read.items()
+            },
+            "peak_memory_bytes": memory,
         }
 
     def _to(self, seconds: float) -> None:
@@ -82,6 +96,22 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+
+def read_bytes_per_second() -> float:
+    """How fast a device reads memory: the most of several sums over half a gigabyte."""
+    import jax
+    import jax.numpy as jnp
+
+    array = jnp.ones(2**27, jnp.float32)
+    total = jax.jit(jnp.sum)
+    total(array).block_until_ready()
+    spent = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        total(array).block_until_ready()
+        spent.append(time.perf_counter() - begun)
+    return array.nbytes / min(spent)
 
 
 def _peak_memory() -> int:

@@ -12,14 +12,37 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from musiclm.sampler.logits import Sampling
-from musiclm.sampler.stages import Stage
 from musiclm.sampler.windows import Window
+from musiclm.tokens.layout import StageLayout
+
+
+class Stage(Protocol):
+    """What makes windows: `stages.Stage`, token by token, or `parallel.ParallelStage`."""
+
+    layout: StageLayout
+    num_devices: int
+
+    def generate(
+        self,
+        condition: Mapping[str, np.ndarray],
+        keys_B: jax.Array,
+        samplings: Sequence[Sampling],
+        *,
+        num_frames: int | None = None,
+        prompts: Sequence[np.ndarray] | None = None,
+        prefilled: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """The target of one window."""
+
+    def compile(self, num_rows: int, prefilled: int, guided: bool, filtered: bool) -> None:
+        """Compiles ahead what `generate` needs."""
 
 
 class Kind(NamedTuple):

@@ -249,6 +249,27 @@ def compile_spans(
         known = span + 1
 
 
+def bytes_read(
+    config: TokenLMConfig, weights: Mapping[str, Any], num_rows: int, known: int, stop: int
+) -> int:
+    """Bytes that the steps from `known` to `stop` tokens can't do without reading, on a device.
+
+    Every step reads the weights, of the head those of one level, and keys and values of what is
+    known; of tables, such as that of the tokens, it takes a few rows.
+
+    Args:
+      config, weights: as in `start`.
+      num_rows: of the cache, on the device.
+      known, stop: tokens.
+    """
+    cfg, head = config.transformer, weights["head"]
+    read_whole = {name: part for name, part in weights.items() if name not in ("tokens", "times")}
+    weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(read_whole))
+    weight_bytes -= head.nbytes - head.nbytes // len(head)
+    token_bytes = 2 * cfg.num_layers * cfg.num_heads * cfg.head_dim * jnp.dtype(cfg.dtype).itemsize
+    return weight_bytes * (stop - known) + num_rows * token_bytes * sum(range(known, stop))
+
+
 def _span(config: TokenLMConfig, known: int) -> int:
     return min(config.layout.sequence_length, -(-known // SPAN) * SPAN)
 

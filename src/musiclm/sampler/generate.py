@@ -1,4 +1,7 @@
-"""From text to sound: MuLan's codes of a text through the three stages and the codec.
+"""From text to sound: MuLan's codes of a text through the stages and the codec.
+
+The acoustic codes are decoded one after the other, by the coarse and the fine stage, or in parallel
+by SoundStorm, which stands for both: each clip says which.
 
 Clips longer than a stage's window are made window by window (MusicLM, section 4.4, and for the
 acoustic stages the continuation of AudioLM):
@@ -8,9 +11,10 @@ acoustic stages the continuation of AudioLM):
   coarse     windows overlap by `COARSE_OVERLAP`, and each is prompted with what the one before
              left in the overlap; the text is that of the semantic step in its middle
   fine       windows stand side by side and are made together, as rows of a batch
+  parallel   as coarse, with all levels
 
-Semantic and coarse codes of a clip are the beginning of those of a longer one; so are the fine
-codes of every window but the last, which ends where the clip does.
+Semantic, coarse and parallel codes of a clip are the beginning of those of a longer one; so are the
+fine codes of every window but the last, which ends where the clip does.
 
 Shapes: W semantic steps, T frames, Q levels.
 """
@@ -19,17 +23,18 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from musiclm.sampler import batches, windows
 from musiclm.sampler.logits import Sampling
-from musiclm.sampler.stages import Stage
 from musiclm.token_spec import TokenSpec
-from musiclm.tokens.layout import STAGES
+from musiclm.tokens.layout import LAYOUTS
 
+# How acoustic codes may come of semantic ones, and the stages that this takes.
+DECODINGS = {"autoregressive": ("coarse", "fine"), "parallel": ("parallel",)}
 # The fraction of a coarse window that the next one is prompted with, at least: 3 s of 10 s.
 COARSE_OVERLAP = 0.3
 
@@ -55,11 +60,15 @@ class AcousticDecoder(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChainSampling:
-    """How each stage draws its tokens; the temperatures are the paper's (section 4.1)."""
+    """How each stage draws its tokens; the temperatures are the paper's (section 4.1).
+
+    SoundStorm's paper tells none.
+    """
 
     semantic: Sampling = Sampling(temperature=1.0)
     coarse: Sampling = Sampling(temperature=0.95)
     fine: Sampling = Sampling(temperature=0.4)
+    parallel: Sampling = Sampling(temperature=1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +93,7 @@ class Clip:
       seconds: its length, with what is continued.
       seed: 32 bits.
       sampling: how tokens are drawn.
+      decoding: how acoustic codes are decoded, one of `DECODINGS`.
       story: (second, text) in the order of time: texts that take over from `prompt`. They do so at
         the semantic step that is nearest, every 15 s at the paper's size.
       continuation: what it begins with.
@@ -93,17 +103,25 @@ class Clip:
     seconds: float
     seed: int
     sampling: ChainSampling = ChainSampling()
+    decoding: str = "autoregressive"
     story: tuple[tuple[float, str], ...] = ()
     continuation: Continuation | None = None
 
     def __post_init__(self):
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise ValueError(f"Clip.seconds is {self.seconds}: give a positive number")
+        if self.decoding not in DECODINGS:
+            raise ValueError(f"Clip.decoding is {self.decoding!r}: give one of {(*DECODINGS,)}")
         starts = [start for start, _ in self.story]
         if any(not one < two for one, two in itertools.pairwise([0.0, *starts])):
             raise ValueError(
                 f"Clip.story starts texts at {starts} s: give seconds above 0 in ascending order"
             )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that make it, in their order."""
+        return ("semantic", *DECODINGS[self.decoding])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,6 +146,50 @@ class Plan:
     acoustic_TQ: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Track:
+    """A clip on its way through the stages.
+
+    Attributes:
+      parts: by stage in their order, one each but in the fine stage: there a part a window, which
+        need not wait for one another.
+      fine_windows: where those windows lie.
+    """
+
+    parts: Mapping[str, Sequence[batches.Part]]
+    fine_windows: Sequence[windows.Window] = ()
+
+    @property
+    def semantic(self) -> batches.Part:
+        """In the semantic stage."""
+        return self.parts["semantic"][0]
+
+    @property
+    def acoustic(self) -> batches.Part:
+        """In the stage that looks at the semantic codes: coarse or parallel."""
+        return next(parts for stage, parts in self.parts.items() if stage != "semantic")[0]
+
+    @property
+    def fine_ready(self) -> list[batches.Part]:
+        """Of the fine stage, those that are not made and whose coarse codes are there."""
+        there = len(self.acoustic.codes_TQ)
+        pairs = zip(self.fine_windows, self.parts.get("fine", ()), strict=True)
+        return [part for window, part in pairs if part.windows and window.stop <= there]
+
+    @property
+    def codes_TQ(self) -> np.ndarray:
+        """The acoustic codes as far as those of all levels are there."""
+        if "fine" not in self.parts:
+            return self.acoustic.codes_TQ
+        fine_TQ = self.parts["fine"][0].codes_TQ[:0]
+        for window, part in zip(self.fine_windows, self.parts["fine"], strict=True):
+            if part.windows:
+                break
+            # The last window may overlap the one before: what is there stays.
+            fine_TQ = np.concatenate([fine_TQ, part.codes_TQ[len(fine_TQ) - window.start :]])
+        return np.concatenate([self.acoustic.codes_TQ[: len(fine_TQ)], fine_TQ], axis=1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chain:
     """Everything between a text and a waveform.
@@ -137,6 +199,7 @@ class Chain:
       mulan: makes the condition of a text.
       acoustic: makes sound of acoustic codes.
       semantic, coarse, fine: the stages.
+      parallel: SoundStorm, where there is one.
       max_rows: rows that a stage decodes at once on a device, a bound on memory; more go in several
         batches.
       fixed_rows: fills every batch up to `max_rows`. Then what comes of a clip depends on the clip
@@ -147,9 +210,10 @@ class Chain:
     token_spec: TokenSpec
     mulan: TextTokenizer
     acoustic: AcousticDecoder
-    semantic: Stage
-    coarse: Stage
-    fine: Stage
+    semantic: batches.Stage
+    coarse: batches.Stage
+    fine: batches.Stage
+    parallel: batches.Stage | None = None
     max_rows: int = 16
     fixed_rows: bool = False
 
@@ -169,8 +233,11 @@ class Chain:
 
         Raises:
           UserError: a text is longer than MuLan's tower takes.
-          ValueError: the clip is not longer than what it continues.
+          ValueError: the clip is not longer than what it continues, or there is no SoundStorm for
+            it.
         """
+        if missing := [stage for stage in clip.stages if getattr(self, stage) is None]:
+            raise ValueError(f"Clip.decoding is {clip.decoding!r}, and no stage {missing} is there")
         # A whole number of semantic frames, and at least one window for the fine stage to see.
         num_frames = math.ceil(clip.seconds * self.token_spec.acoustic_frame_rate)
         num_frames = max(num_frames, self._fine_window)
@@ -215,19 +282,11 @@ class Chain:
           progress: called with the stage's name, the tokens done and the tokens in all, now and
             then.
         """
-        semantic = [self.semantic_part(plan) for plan in plans]
-        self.run("semantic", semantic, progress)
-        coarse = [self.coarse_part(*pair) for pair in zip(plans, semantic, strict=True)]
-        self.run("coarse", coarse, progress)
-        fine = [self.fine_parts(*pair) for pair in zip(plans, coarse, strict=True)]
-        self.run("fine", list(itertools.chain.from_iterable(fine)), progress)
-        return [
-            np.concatenate(
-                [part.codes_TQ, self.join_fine(zip(self.fine_windows(plan), parts, strict=True))],
-                axis=1,
-            )
-            for plan, part, parts in zip(plans, coarse, fine, strict=True)
-        ]
+        tracks = [self.track(plan) for plan in plans]
+        for name in LAYOUTS:
+            parts = [part for track in tracks for part in track.parts.get(name, ())]
+            self.run(name, parts, progress)
+        return [track.codes_TQ for track in tracks]
 
     def decode(self, plan: Plan, codes_TQ: np.ndarray) -> np.ndarray:
         """The waveform of a clip's acoustic codes, f32 [round(seconds · sample rate)]."""
@@ -236,21 +295,18 @@ class Chain:
 
     def compile(self, plans: Sequence[Plan], rows: int) -> None:
         """Compiles ahead what `compose` needs for such clips, with so many rows a device."""
-        for name in STAGES:
-            stage = getattr(self, name)
-            for kind in {kind for plan in plans for kind in self._kinds(name, plan)}:
-                stage.compile(rows * stage.num_devices, *kind)
-
-    def _kinds(self, name: str, plan: Plan) -> set[batches.Kind]:
-        semantic = self.semantic_part(plan)
-        coarse = self.coarse_part(plan, semantic)
-        made = {"semantic": [semantic], "coarse": [coarse], "fine": self.fine_parts(plan, coarse)}
-        return {part.kind_of(window) for part in made[name] for window in part.windows}
+        for plan in plans:
+            for name, parts in self.track(plan).parts.items():
+                stage = getattr(self, name)
+                for kind in {part.kind_of(window) for part in parts for window in part.windows}:
+                    stage.compile(rows * stage.num_devices, *kind)
 
     def run(
         self, name: str, parts: Sequence[batches.Part], progress: Progress | None = None
     ) -> None:
         """Makes all windows of some clips in a stage; see `batches.run`."""
+        if not parts:
+            return
         stage = getattr(self, name)
         if self.fixed_rows:
             rows = self.max_rows * stage.num_devices
@@ -259,12 +315,26 @@ class Chain:
         batches.run(
             stage,
             parts,
-            stream=STAGES.index(name),
+            stream=LAYOUTS.index(name),
             rows=rows,
             progress=functools.partial(progress, name) if progress else None,
         )
 
-    def semantic_part(self, plan: Plan) -> batches.Part:
+    def track(self, plan: Plan) -> Track:
+        """What the stages are to make of a clip."""
+        semantic = self._semantic_part(plan)
+        if plan.clip.decoding == "parallel":
+            parallel = self._acoustic_part(plan, semantic, "parallel")
+            return Track(parts={"semantic": [semantic], "parallel": [parallel]})
+        coarse = self._acoustic_part(plan, semantic, "coarse")
+        side_by_side = windows.side_by_side(plan.num_frames, self._fine_window)
+        fine = [self._fine_part(plan, coarse, window) for window in side_by_side]
+        return Track(
+            parts={"semantic": [semantic], "coarse": [coarse], "fine": fine},
+            fine_windows=side_by_side,
+        )
+
+    def _semantic_part(self, plan: Plan) -> batches.Part:
         """A clip in the semantic stage; of `mulan_WQ` each window looks at its own step alone."""
         return batches.Part(
             seed=plan.clip.seed,
@@ -274,8 +344,8 @@ class Chain:
             codes_TQ=plan.semantic_T[:, None],
         )
 
-    def coarse_part(self, plan: Plan, semantic: batches.Part) -> batches.Part:
-        """A clip in the coarse stage, which looks at what the semantic one has made by then."""
+    def _acoustic_part(self, plan: Plan, semantic: batches.Part, stage: str) -> batches.Part:
+        """A clip in the coarse or parallel stage, which looks at what the semantic one has made."""
 
         def condition(window: windows.Window) -> dict[str, np.ndarray]:
             first, last = window.start // self._ratio, self.semantic_frames(window)
@@ -284,45 +354,26 @@ class Chain:
 
         return batches.Part(
             seed=plan.clip.seed,
-            sampling=plan.clip.sampling.coarse,
+            sampling=getattr(plan.clip.sampling, stage),
             windows=windows.overlapping(plan.num_frames, self._coarse_window, self._coarse_overlap),
             condition=condition,
-            codes_TQ=plan.acoustic_TQ[:, : self.token_spec.num_coarse_codebooks],
+            codes_TQ=plan.acoustic_TQ[:, : getattr(self, stage).layout.target_levels],
         )
 
     def semantic_frames(self, window: windows.Window) -> int:
-        """How many frames the semantic stage must have made for a window of the coarse one."""
+        """How many semantic frames must be there for a window of the coarse or parallel stage."""
         return (window.start + self._coarse_window) // self._ratio
 
-    def fine_windows(self, plan: Plan) -> list[windows.Window]:
-        """Where the windows of `fine_parts` lie."""
-        return windows.side_by_side(plan.num_frames, self._fine_window)
-
-    def fine_parts(self, plan: Plan, coarse: batches.Part) -> list[batches.Part]:
-        """A part a window of the fine stage: they need not wait for one another."""
+    def _fine_part(self, plan: Plan, coarse: batches.Part, window: windows.Window) -> batches.Part:
+        """A window of a clip in the fine stage."""
         given_TQ = plan.acoustic_TQ[:, self.token_spec.num_coarse_codebooks :]
-        return [
-            batches.Part(
-                seed=plan.clip.seed,
-                sampling=plan.clip.sampling.fine,
-                windows=[dataclasses.replace(window, start=0, stop=self._fine_window)],
-                condition=lambda _, w=window: {"acoustic": coarse.codes_TQ[w.start : w.stop]},
-                codes_TQ=given_TQ[window.start : window.stop],
-            )
-            for window in self.fine_windows(plan)
-        ]
-
-    def join_fine(
-        self,
-        pairs: Iterable[tuple[windows.Window, batches.Part]],
-        fine_TQ: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Adds windows to the fine codes so far; where one overlaps what is there, that stays."""
-        if fine_TQ is None:
-            fine_TQ = np.zeros((0, self.token_spec.num_fine_codebooks), np.int32)
-        for window, part in pairs:
-            fine_TQ = np.concatenate([fine_TQ, part.codes_TQ[len(fine_TQ) - window.start :]])
-        return fine_TQ
+        return batches.Part(
+            seed=plan.clip.seed,
+            sampling=plan.clip.sampling.fine,
+            windows=[dataclasses.replace(window, start=0, stop=self._fine_window)],
+            condition=lambda _: {"acoustic": coarse.codes_TQ[window.start : window.stop]},
+            codes_TQ=given_TQ[window.start : window.stop],
+        )
 
     def _text_at(self, clip: Clip, step: int) -> str:
         """The text in force in the middle of a semantic step."""

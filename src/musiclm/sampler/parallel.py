@@ -4,6 +4,8 @@ Levels are made one after the other, the coarsest first. A pass over a level dra
 are still masked and keeps those that the model is surest of; the last one takes the likeliest
 (SoundStorm, section 3.3, after MaskGIT).
 
+Rows lie over the devices of a mesh as in `sampler.decode`.
+
 Shapes: B batch, P prefix, N tokens of the target, T frames, Q levels, K codes, G rows of the model:
 B, or with guidance 2 B; I passes.
 """
@@ -15,10 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from musiclm.models import soundstorm
 from musiclm.models.soundstorm import SoundStorm, SoundStormConfig
 from musiclm.sampler import logits
+from musiclm.sampler.decode import ROWS, make_mesh
 from musiclm.sampler.logits import Sampling
 
 # Passes over each of the first levels; the others take one.
@@ -68,12 +73,14 @@ class ParallelStage:
     Attributes:
       config: the model.
       layout: what its sequences look like.
+      num_devices: that share the rows of a batch.
     """
 
     def __init__(
         self,
         config: SoundStormConfig,
         params: Mapping[str, Any],
+        mesh: Mesh | None = None,
         *,
         iterations: Sequence[int] = ITERATIONS,
     ):
@@ -82,13 +89,18 @@ class ParallelStage:
         Args:
           config: the model.
           params: the collection "params", arrays of JAX or NumPy.
+          mesh: from `decode.make_mesh`; over this process's devices by default.
           iterations: see `plan`.
         """
         plan(iterations, config.layout.target_levels)  # says what is wrong with them
         self.config = config
         self.layout = config.layout
         self._iterations = tuple(iterations)
-        self._params = jax.tree.map(jnp.asarray, params)
+        self._mesh = make_mesh() if mesh is None else mesh
+        self.num_devices = self._mesh.size
+        self._by_rows = NamedSharding(self._mesh, P(ROWS))
+        self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
+        self._compiled: set[tuple[int, bool, bool]] = set()
 
     def generate(
         self,
@@ -98,20 +110,23 @@ class ParallelStage:
         *,
         num_frames: int | None = None,
         prompts: Sequence[np.ndarray] | None = None,
+        prefilled: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Generates the target of one window.
 
         A shorter one is the beginning of a whole one: its frames hear those after it. What comes of
-        a row depends on its own arguments; the number of rows, and whether any is guided, can
-        matter in the last bit.
+        a row depends on its own arguments; the number of rows a device, and whether any is guided
+        or filtered, can matter in the last bit.
 
         Args:
           condition: raw codes of the layout's prefix by source, int32.
-          keys_B: one a row.
+          keys_B: one a row; a multiple of `num_devices` of them.
           samplings: how the codes of each row are drawn.
           num_frames: frames of the target; all of the window's if None.
           prompts: for each row the raw codes [T, Q] of its first frames, kept as they are.
+          prefilled: as in `Stage.generate`, which this may stand for; all frames are looked at in
+            one go, whatever it is.
           progress: called at the end with the frames that are there.
 
         Returns:
@@ -134,27 +149,52 @@ class ParallelStage:
         codes_BTQ = np.zeros((num_rows, layout.target.num_frames, layout.target_levels), np.int32)
         for codes_TQ, prompt_TQ in zip(codes_BTQ, prompts, strict=True):
             codes_TQ[: len(prompt_TQ)] = prompt_TQ[: len(codes_TQ)]
-        codes_BTQ = decode(
-            self.config,
-            self._iterations,
-            any(sampling.guided for sampling in samplings),
-            any(sampling.filtered for sampling in samplings),
-            self._params,
+        made_BTQ = self._decode(
             layout.flatten_prefix(condition),
             codes_BTQ,
             given_B,
             keys_B,
-            logits.by_row(samplings),
-        )
-        made_BTQ = np.asarray(codes_BTQ)[:, :num_frames]
+            samplings,
+            guided=any(sampling.guided for sampling in samplings),
+            filtered=any(sampling.filtered for sampling in samplings),
+        )[:, :num_frames]
         if progress:
             progress(num_frames)
         return made_BTQ
 
+    def compile(self, num_rows: int, prefilled: int, guided: bool, filtered: bool) -> None:
+        """Compiles all that `generate` needs for so many rows, and takes the memory that it takes.
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+        Once; a further call with the same arguments does nothing, and `prefilled` is none of them.
+        """
+        program = (num_rows, guided, filtered)
+        if program in self._compiled:
+            return
+        layout = self.layout
+        self._decode(
+            np.zeros((num_rows, layout.prefix_length), np.int32),
+            np.zeros((num_rows, layout.target.num_frames, layout.target_levels), np.int32),
+            np.zeros(num_rows, np.int32),
+            jax.random.split(jax.random.key(0), num_rows),
+            [Sampling()] * num_rows,
+            guided=guided,
+            filtered=filtered,
+        )
+        self._compiled.add(program)
+
+    def _decode(
+        self, prefix_BP, codes_BTQ, given_B, keys_B, samplings, *, guided, filtered
+    ) -> np.ndarray:
+        rows = logits.by_row(samplings)
+        by_rows = jax.device_put((prefix_BP, codes_BTQ, given_B, keys_B, rows), self._by_rows)
+        static = (self.config, self._mesh, self._iterations, guided, filtered)
+        return np.asarray(decode(*static, self._params, *by_rows))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def decode(
     config: SoundStormConfig,
+    mesh: Mesh,
     iterations: tuple[int, ...],
     guided: bool,
     filtered: bool,
@@ -168,7 +208,8 @@ def decode(
     """All passes, in one program.
 
     Args:
-      config, params: the model.
+      config, params: the model; its parameters on every device of the mesh.
+      mesh: from `decode.make_mesh`; its size divides B.
       iterations: see `plan`.
       guided: whether any row is; the null condition takes as many rows again.
       filtered: whether any row is; see `logits.sample`.
@@ -181,6 +222,18 @@ def decode(
     Returns:
       The window's codes, int32 [B, T, Q].
     """
+    return jax.shard_map(
+        functools.partial(_decode_on_device, config, iterations, guided, filtered),
+        mesh=mesh,
+        in_specs=(P(), *[P(ROWS)] * 5),
+        out_specs=P(ROWS),
+        check_vma=False,
+    )(params, prefix_BP, codes_BTQ, given_B, keys_B, rows)
+
+
+def _decode_on_device(
+    config, iterations, guided, filtered, params, prefix_BP, codes_BTQ, given_B, keys_B, rows
+) -> jax.Array:
     layout = config.layout
     num_rows, num_frames, num_levels = codes_BTQ.shape
     prefix_GP = prefix_BP

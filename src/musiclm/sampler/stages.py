@@ -26,6 +26,8 @@ class Stage:
       config: the model.
       layout: what its sequences look like.
       num_devices: that share the rows of a batch.
+      bytes_read: what the steps so far had to read of each device's memory; see
+        `decode.bytes_read`.
     """
 
     def __init__(self, config: TokenLMConfig, params: Mapping[str, Any], mesh: Mesh | None = None):
@@ -44,6 +46,7 @@ class Stage:
         whole = NamedSharding(self._mesh, P())
         self._weights = jax.device_put(decode.unroll(config, params), whole)
         self._compiled: set[tuple[int, int, bool, bool]] = set()
+        self.bytes_read = 0
 
     def generate(
         self,
@@ -127,6 +130,13 @@ class Stage:
             if progress:
                 state.known.block_until_ready()
                 progress(frames)
+        self.bytes_read += decode.bytes_read(
+            self.config,
+            self._weights,
+            len(state.ids_GS) // self.num_devices,
+            first + prefilled * layout.target_levels,
+            first + num_frames * layout.target_levels,
+        )
         # Each device has its own rows first; those with the null condition follow.
         ids_DGS = np.asarray(state.ids_GS).reshape(self.num_devices, -1, layout.sequence_length)
         ids_BS = ids_DGS[:, : num_rows // self.num_devices].reshape(num_rows, -1)

@@ -15,9 +15,9 @@ from musiclm.sampler.generate import Chain, Plan
 class Stream:
     """Iterates over the samples of a clip: f32 arrays [T], as soon as they are there.
 
-    Coarse windows follow one another; each waits for the semantic codes that it sees, and fine
-    windows and the codec follow at once. Unless `prompt` is set, the codes are those that
-    `Chain.compose` makes of the same clip (with `fixed_rows`; else but for rounding).
+    Coarse windows (or SoundStorm's) follow one another; each waits for the semantic codes that it
+    sees, and fine windows and the codec follow at once. Unless `prompt` is set, the codes are those
+    that `Chain.compose` makes of the same clip (with `fixed_rows`; else but for rounding).
     """
 
     def __init__(self, chain: Chain, plan: Plan):
@@ -29,7 +29,7 @@ class Stream:
         """
         self._chain, self._prompt = chain, plan.clip.prompt
         self._plan = dataclasses.replace(plan, mulan_WQ=plan.mulan_WQ.copy())
-        self._semantic = chain.semantic_part(self._plan)
+        self._track = chain.track(self._plan)
         self._samples = chain.acoustic.decode_stream(self._codes())
         self._left = round(plan.clip.seconds * chain.token_spec.sample_rate)
 
@@ -47,7 +47,7 @@ class Stream:
         Raises:
           UserError: the text is longer than MuLan's tower takes.
         """
-        step = self._chain.steps.at(len(self._semantic.codes_TQ))
+        step = self._chain.steps.at(len(self._track.semantic.codes_TQ))
         self._plan.mulan_WQ[step:] = self._chain.mulan.encode_text([text])[0]
         self._prompt = text
 
@@ -63,23 +63,19 @@ class Stream:
 
     def _codes(self) -> Iterator[np.ndarray]:
         """Acoustic codes [1, T, Q], piece by piece."""
-        chain, plan = self._chain, self._plan
-        coarse = chain.coarse_part(plan, self._semantic)
-        waiting = list(zip(chain.fine_windows(plan), chain.fine_parts(plan, coarse), strict=True))
-        fine_TQ = chain.join_fine([])
-        while waiting:
-            if coarse.windows:
-                seen = chain.semantic_frames(coarse.windows[0])
-                while len(self._semantic.codes_TQ) < seen:
-                    self._make_window("semantic", self._semantic)
-                self._make_window("coarse", coarse)
-            there = len(coarse.codes_TQ)
-            ready = [pair for pair in waiting if pair[0].stop <= there]
-            waiting = waiting[len(ready) :]
-            chain.run("fine", [part for _, part in ready])
-            heard, fine_TQ = len(fine_TQ), chain.join_fine(ready, fine_TQ)
-            now = slice(heard, len(fine_TQ))
-            yield np.concatenate([coarse.codes_TQ[now], fine_TQ[now]], axis=1)[None]
+        chain, track = self._chain, self._track
+        semantic, acoustic = track.semantic, track.acoustic
+        _, acoustic_stage, *_ = self._plan.clip.stages
+        heard = 0
+        while acoustic.windows:
+            seen = chain.semantic_frames(acoustic.windows[0])
+            while len(semantic.codes_TQ) < seen:
+                self._make_window("semantic", semantic)
+            self._make_window(acoustic_stage, acoustic)
+            chain.run("fine", track.fine_ready)
+            codes_TQ = track.codes_TQ
+            yield codes_TQ[None, heard:]
+            heard = len(codes_TQ)
 
     def _make_window(self, stage: str, part: batches.Part) -> None:
         """Makes the next window of a part."""

@@ -23,6 +23,7 @@ PADDING = 0
 NULL = 1
 NUM_SPECIAL = 2
 STAGES = ("semantic", "coarse", "fine")
+# With SoundStorm's, which stands for the coarse and the fine stage.
 LAYOUTS = (*STAGES, "parallel")
 
 Array = Any  # np.ndarray or jax.Array
