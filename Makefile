@@ -170,9 +170,14 @@ $(PEERS)/.installed:
 		encodec==0.1.1 transformers
 	touch $@
 
-bench-train: setup-test $(PEERS)/.installed  ## Measures training steps beside PyTorch's, and what the loop adds
-	$(KEEP_MEMORY) .venv/bin/python benchmarks/train.py --peer-python $(PEERS)/bin/python
+# The peers compute on the CPU, and so do we beside them, GPU or not.
+BESIDE_PEERS = JAX_PLATFORMS=cpu $(KEEP_MEMORY) .venv/bin/python
+# Without XLA's products in Triton a step is compiled sooner, and is not slower.
+bench-train: setup-test $(PEERS)/.installed  ## Measures training steps beside PyTorch's, what the loop adds, and a GPU
+	$(BESIDE_PEERS) benchmarks/train.py --peer-python $(PEERS)/bin/python
+	XLA_FLAGS=--xla_gpu_enable_triton_gemm=false .venv/bin/python benchmarks/train_gpu.py
 
-bench-sample: setup-test $(PEERS)/.installed  ## Measures sampling beside PyTorch's, and gm-mini
-	$(KEEP_MEMORY) .venv/bin/python benchmarks/sample.py --peer-python $(PEERS)/bin/python
-	$(KEEP_MEMORY) .venv/bin/python benchmarks/codec.py --peer-python $(PEERS)/bin/python
+bench-sample: setup-test $(PEERS)/.installed  ## Measures sampling beside PyTorch's, gm-mini, and a GPU
+	$(BESIDE_PEERS) benchmarks/sample.py --peer-python $(PEERS)/bin/python
+	$(BESIDE_PEERS) benchmarks/codec.py --peer-python $(PEERS)/bin/python
+	.venv/bin/python benchmarks/sample_gpu.py

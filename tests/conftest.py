@@ -31,6 +31,21 @@ def moved():
     return moved
 
 
+@pytest.fixture
+def cudnn_by_xla(monkeypatch):
+    """Lets XLA compute what cuDNN is asked for, on any machine."""
+    import jax
+
+    attend = jax.nn.dot_product_attention
+
+    def by_xla(*arrays, implementation, **options):
+        assert implementation == "cudnn"
+        return attend(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
 def _untrained(rng, model, *arguments, **options):
     """Random variables of a model; compiles nothing, as `init` would."""
     import jax

@@ -1,11 +1,25 @@
-"""Relative positions and blockwise causal attention."""
+"""Relative positions and causal attention, in blocks and by cuDNN."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm import errors
 from musiclm.nn import attention
+
+
+def value_and_gradients(function, *arguments):
+    """Of all arguments, that of the bias among them: training goes through the same skewing."""
+
+    def loss(*arguments):
+        out = function(*arguments)
+        return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+    gradients = jax.grad(loss, argnums=tuple(range(len(arguments))), has_aux=True)
+    return jax.tree.leaves(jax.jit(gradients)(*arguments))
 
 
 def test_buckets_by_hand():
@@ -41,19 +55,44 @@ def test_blocks_equal_whole_attention(block):
         return attention.causal_attention(query, key, value, bias, block)
 
     arguments = query, key, value, bias
+    ours, references = (value_and_gradients(f, *arguments) for f in (blocks, whole))
+    for one, reference in zip(ours, references, strict=True):
+        np.testing.assert_allclose(one, reference, atol=1e-5)
 
-    # Gradients too, that of the bias among them: training goes through the same skewing.
-    def value_and_gradients(function):
-        def loss(*arguments):
-            out = function(*arguments)
-            return jnp.sum(jnp.sin(out)), out
 
-        gradients = jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
-        return jax.tree.leaves(jax.jit(gradients)(*arguments))
+def test_what_cudnn_is_asked_for_is_what_blocks_compute(cudnn_by_xla):
+    batch, heads, length, dim = 2, 3, 12, 8
+    keys = jax.random.split(jax.random.key(0), 4)
+    arguments = [jax.random.normal(k, (batch, heads, length, dim)) for k in keys[:3]]
+    arguments.append(jax.random.normal(keys[3], (heads, length + 2)))
+    ours = value_and_gradients(attention.cudnn_attention, *arguments)
+    blocks = functools.partial(attention.causal_attention, block_size=5)
+    for one, reference in zip(ours, value_and_gradients(blocks, *arguments), strict=True):
+        np.testing.assert_allclose(one, reference, atol=1e-5)
 
-    pairs = zip(value_and_gradients(blocks), value_and_gradients(whole), strict=True)
-    for ours, reference in pairs:
-        np.testing.assert_allclose(ours, reference, atol=1e-5)
+
+def test_cudnn_is_near_float32():
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU of NVIDIA's, and JAX_PLATFORMS=cuda")
+    batch, heads, length, dim = 2, 4, 256, 64
+    keys = jax.random.split(jax.random.key(0), 4)
+    arguments = [jax.random.normal(k, (batch, heads, length, dim)) for k in keys[:3]]
+    arguments = [x.astype(jnp.bfloat16) for x in arguments]
+    bias = jax.random.normal(keys[3], (heads, length))
+    ours = value_and_gradients(attention.cudnn_attention, *arguments, bias)
+    blocks = functools.partial(attention.causal_attention, block_size=128)
+    with jax.default_matmul_precision("highest"):
+        exact = value_and_gradients(blocks, *(x.astype(jnp.float32) for x in arguments), bias)
+    for one, reference in zip(ours, exact, strict=True):
+        error = np.linalg.norm(np.asarray(one, np.float32) - reference)
+        assert error < 0.01 * np.linalg.norm(reference)
+
+
+def test_cudnn_without_a_gpu_is_told(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    x = jnp.zeros((1, 1, 2, 8))
+    with pytest.raises(errors.UserError, match=r'is "cudnn".* on cpu here: give "blocks"'):
+        attention.cudnn_attention(x, x, x, jnp.zeros((1, 2)))
 
 
 def test_no_scores_are_kept_for_the_backward_pass():

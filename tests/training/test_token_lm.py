@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from musiclm import sharding
 from musiclm.errors import UserError
 from musiclm.models.token_lm import TokenLM, TokenLMConfig
 from musiclm.nn.transformer import TransformerConfig
 from musiclm.token_spec import TokenSpec
 from musiclm.tokens.layout import StageLayout
-from musiclm.training import optim
+from musiclm.training import optim, program
 from musiclm.training.token_lm import TokenLMTask
 
 CODES = 8
@@ -137,6 +138,20 @@ def test_export_is_what_the_sampler_takes(trained):
     config, variables = lm.export(state)
     assert config == lm.config
     assert variables.keys() == {"params"}
+
+
+def test_cudnn_is_known_to_training_alone(cudnn_by_xla):
+    """A bundle's model runs anywhere; MFU counts no padding, and what the kernel hides."""
+    lm = task()
+    sizes = dataclasses.replace(lm.config.transformer, dtype="bfloat16")
+    plain = dataclasses.replace(lm, config=dataclasses.replace(lm.config, transformer=sizes))
+    sizes = dataclasses.replace(sizes, attention="cudnn")
+    fast = dataclasses.replace(lm, config=dataclasses.replace(lm.config, transformer=sizes))
+    state = jax.eval_shape(lm.init, jax.random.key(0), batch(0))
+    assert fast.export(state)[0] == plain.config
+    mesh = sharding.MeshConfig().make(jax.devices()[:1])
+    counts = [program.build(t, mesh, batch_size=8).training_flops() for t in (fast, plain)]
+    assert counts[0] == counts[1]
 
 
 def test_bad_settings_are_named():

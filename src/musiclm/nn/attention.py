@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from musiclm import sharding
+from musiclm import errors, sharding
 
 # What masked scores become: far below any score, and finite, so that gradients stay so too.
 MASKED = -1e30
 # What a bias starts from at most far away: softmax still lets some gradient through.
 LEAST_START = -6.0
+# What lengths become multiples of for cuDNN, whose kernels take even ones, and whole tiles faster.
+CUDNN_TOKENS = 128
 
 
 def relative_buckets(num_distances: int, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -107,18 +109,57 @@ def causal_attention(
     Returns:
       [B, H, T, D].
     """
-    # Rows and heads know nothing of one another. Sharded so, the gradient of the bias is summed
-    # over devices at [H, S], where XLA would sum it at [H, T, T].
-    of_heads = P(sharding.ROWS, "tensor")
-    attend = sharding.shard_map(
-        functools.partial(_attend, block_size=block_size),
-        in_specs=(of_heads, of_heads, of_heads, P("tensor")),
-        out_specs=of_heads,
-    )
+    attend = _by_rows_and_heads(functools.partial(_attend_in_blocks, block_size=block_size))
     return attend(query_BHTD, key_BHTD, value_BHTD, bias_HS)
 
 
-def _attend(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, block_size):
+def cudnn_attention(
+    query_BHTD: jax.Array, key_BHTD: jax.Array, value_BHTD: jax.Array, bias_HS: jax.Array
+) -> jax.Array:
+    """`causal_attention` in one of cuDNN's kernels, which write no scores to memory.
+
+    Args:
+      query_BHTD, key_BHTD, value_BHTD: bfloat16, T even, best a multiple of `CUDNN_TOKENS`.
+      bias_HS: by distance, S ≥ T; rounded to bfloat16.
+
+    Returns:
+      [B, H, T, D].
+
+    Raises:
+      UserError: JAX has no GPU here.
+    """
+    if jax.default_backend() != "gpu":
+        raise errors.UserError(
+            'TransformerConfig.attention is "cudnn", and JAX computes on '
+            f'{jax.default_backend()} here: give "blocks", or a GPU of NVIDIA\'s'
+        )
+    return _by_rows_and_heads(_attend_in_cudnn)(query_BHTD, key_BHTD, value_BHTD, bias_HS)
+
+
+def _by_rows_and_heads(attend):
+    # Rows and heads know nothing of one another. Sharded so, the gradient of the bias is summed
+    # over devices at [H, S], where XLA would sum it at [H, T, T].
+    of_heads = P(sharding.ROWS, "tensor")
+    return sharding.shard_map(
+        attend, in_specs=(of_heads, of_heads, of_heads, P("tensor")), out_specs=of_heads
+    )
+
+
+def _attend_in_cudnn(query_BHTD, key_BHTD, value_BHTD, bias_HS):
+    # JAX wants tokens before heads; XLA merges these swaps with those of `split_heads`.
+    by_token = (x.swapaxes(1, 2) for x in (query_BHTD, key_BHTD, value_BHTD))
+    # The kernel masks later tokens itself; what it leaves in their gradient must not matter.
+    bias_HTT = jnp.tril(bias_of_block(bias_HS, 0, query_BHTD.shape[2]))
+    mixed_BTHD = jax.nn.dot_product_attention(
+        *by_token,
+        bias_HTT[None].astype(query_BHTD.dtype),
+        is_causal=True,
+        implementation="cudnn",
+    )
+    return mixed_BTHD.swapaxes(1, 2)
+
+
+def _attend_in_blocks(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, block_size):
     length = query_BHTD.shape[2]
     blocks = []
     for start in range(0, length, block_size):
