@@ -11,6 +11,12 @@ import pytest
 # libtpu is here to compile for TPUs, and JAX would look for one with it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Most programs of the tests run a few times: LLVM's optimisation takes longer than it saves. XLA's
+# own stays, and with it what the tests say of programs and their memory. Processes that a test
+# starts add their flags to these: compiled otherwise, they differ in the last bit.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=0".strip()
+
 # A first example compiles; how long that takes says nothing about what is tested.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")

@@ -25,7 +25,7 @@ MACROS = {
 
 @pytest.fixture(autouse=True)
 def libtpu_as_it_is(monkeypatch):
-    """libtpu reads flags of XLA too, which may be meant for the CPU."""
+    """libtpu reads flags of XLA too, and ours are for the tests' own programs."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 

@@ -247,7 +247,7 @@ sys.exit(code)
 def test_four_devices_make_what_one_makes(made, soundstorm_bundle, folder, tmp_path):
     """In a process of its own, which imports nothing of training."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "PJRT_NPROC": "32",
     }

@@ -76,7 +76,8 @@ def run(directory, devices, *, data=1, fsdp=1, processes=1, fails_on=None, save_
         port = free.getsockname()[1]
     per_process = devices // processes
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={per_process}",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"]
+        + f" --xla_force_host_platform_device_count={per_process}",
         "JAX_PLATFORMS": "cpu",
     }
     jobs = [

@@ -92,9 +92,7 @@ print(json.dumps(curves))
 
 def run(devices, **mesh):
     environment = os.environ | {
-        # Most of the time goes into compiling: as little optimisation as there is.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         # A collective holds a thread until all devices are there. XLA makes as many threads as
         # devices, where there are fewer cores: two collectives of one device can take the last.

@@ -77,7 +77,8 @@ class Starter:
             environment = {
                 "JAX_PLATFORMS": "cpu",
                 "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": os.environ["XLA_FLAGS"]
+                + f" --xla_force_host_platform_device_count={devices}",
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
