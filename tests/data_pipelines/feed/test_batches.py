@@ -251,8 +251,9 @@ def test_gin_files_name_what_there_is():
     assert len(files) > 10
     gin.add_config_file_search_path(str(ROOT))
     for file in files:
+        gin.clear_config()  # what a test before may have locked, too
         gin.parse_config_files_and_bindings([str(file)], [binding.format(name) for name in macros])
-        gin.clear_config()
+    gin.clear_config()
 
 
 PROGRAM = """
