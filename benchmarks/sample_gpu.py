@@ -72,16 +72,6 @@ def first_token(config: token_lm.TokenLMConfig) -> int:
     return (config.layout.sequence_length - 1) // decode.SPAN * decode.SPAN + 1
 
 
-def bytes_a_step(config: token_lm.TokenLMConfig, weights: dict, rows: int) -> float:
-    """What a step of the last span reads on average."""
-    layers = sum(leaf.nbytes for leaf in jax.tree.leaves(weights["layers"]))
-    head = weights["head"].nbytes // config.layout.target_levels
-    cfg = config.transformer
-    token = 2 * cfg.num_layers * cfg.num_heads * cfg.head_dim * jnp.dtype(cfg.dtype).itemsize
-    known = (first_token(config) + config.layout.sequence_length - 1) / 2
-    return layers + head + rows * known * token
-
-
 def last_steps(
     config: token_lm.TokenLMConfig, mesh: jax.sharding.Mesh, weights: dict, rows: int
 ) -> train.Turn:
@@ -130,7 +120,8 @@ def stage_figures(stage: str, batch_sizes: list[int], turns: int, bandwidth: flo
     """Reports each batch size; one that the memory does not hold is left out."""
     config, mesh = config_of(stage), decode.make_mesh(jax.devices()[:1])
     weights = random_weights(config, mesh)
-    steps = config.layout.sequence_length - first_token(config)
+    first, end = first_token(config), config.layout.sequence_length
+    steps = end - first
     for rows in batch_sizes:
         try:
             turn = last_steps(config, mesh, weights, rows)
@@ -141,7 +132,8 @@ def stage_figures(stage: str, batch_sizes: list[int], turns: int, bandwidth: flo
                 raise
             train.log(f"{stage}, batch {rows}: the device's memory does not hold it")
             continue
-        share = bytes_a_step(config, weights, rows) / bandwidth / seconds
+        read = decode.bytes_read(config, weights, rows, first, end) / steps
+        share = read / bandwidth / seconds
         reach = REACHES.get(rows, 0.0)
         train.report(
             f"decode_{stage}_batch_{rows}",
