@@ -40,9 +40,15 @@ class Page:
         self._browser.call("Target.closeTarget", targetId=self._target)
 
     def open(self, url: str) -> None:
-        """Goes to an address, or reloads it, and waits until it is loaded."""
+        """Goes to an address and waits until it is loaded."""
         self.call("Page.navigate", url=url)
         self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+
+    def reload(self) -> None:
+        """Loads the page again and waits until it is there."""
+        self.evaluate("window.before = true")
+        self.call("Page.reload")
+        self.wait("!window.before && document.readyState === 'complete'")
 
     def evaluate(self, script: str):
         """The value of an expression, JSON-ready; of a promise, what it comes to."""
