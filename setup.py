@@ -27,15 +27,15 @@ SHARDS = [
     "sentencepiece<0.2.3",
 ]
 BEAM = [*SHARDS, "apache-beam>=2.77,<3", "scipy>=1.14"]
-# clu's metric writers stand on TensorFlow and TensorBoard, seqio on tensorflow-text, which asks for
-# the package `tensorflow`: `tensorflow-cpu` beside it would overwrite its files.
+# seqio stands on tensorflow-text, which asks for the package `tensorflow`: `tensorflow-cpu` beside
+# it would overwrite its files.
 TRAIN = [
     *SHARDS,
-    "clu>=0.0.12",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.11.30",
     "seqio>=0.0.20",
     "tensorboard>=2.19",
+    "tensorboardX>=2.6.4",
     "tensorflow>=2.20",
     "tensorflow-datasets>=4.9.8",
 ]

@@ -21,22 +21,22 @@ class MetricWriter:
         self._writes = processes.is_first()
         if not self._writes:
             return
-        # TensorFlow comes with clu and takes seconds to import: only a run that writes pays.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from clu import metric_writers
+        # Only who trains has it; it comes without TensorFlow, which takes seconds to import.
+        import tensorboardX
 
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._curves = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
+        self._curves = tensorboardX.SummaryWriter(str(directory), flush_secs=30)
         self._lines = (directory / "metrics.jsonl").open("a")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records the scalars of a step."""
         if not self._writes:
             return
-        self._curves.write_scalars(step, dict(scalars))
-        record = {"step": step} | {name: float(value) for name, value in scalars.items()}
-        self._lines.write(json.dumps(record) + "\n")
+        record = {name: float(value) for name, value in scalars.items()}
+        for name, value in record.items():
+            self._curves.add_scalar(name, value, step)
+        self._lines.write(json.dumps({"step": step} | record) + "\n")
         self._lines.flush()
 
     def write_sounds(self, step: int, sounds_NT: Mapping[str, jax.Array], sample_rate: int) -> None:
@@ -44,15 +44,16 @@ class MetricWriter:
         if not self._writes:
             return
         config = audio.MelConfig(sample_rate=sample_rate)
-        players, pictures = {}, {}
+        lowest = np.log(config.floor)
         for name, waveform_NT in sounds_NT.items():
-            waveform_NT = np.asarray(waveform_NT)
-            players[f"sound/{name}"] = np.clip(waveform_NT, -1, 1)[..., None]
-            mel_NFT = np.asarray(audio.log_mel(waveform_NT, config)).swapaxes(1, 2)[:, ::-1]
-            lowest = np.log(config.floor)
-            pictures[f"spectrogram/{name}"] = np.clip(1 - mel_NFT / lowest, 0, 1)[..., None]
-        self._curves.write_audios(step, players, sample_rate=sample_rate)
-        self._curves.write_images(step, pictures)
+            waveform_NT = np.clip(np.asarray(waveform_NT), -1, 1)
+            mel_NTF = np.asarray(audio.log_mel(waveform_NT, config))
+            brightness_NFT = np.clip(1 - mel_NTF / lowest, 0, 1).swapaxes(1, 2)[:, ::-1]
+            for n, sound_T in enumerate(waveform_NT):
+                self._curves.add_audio(f"sound/{name}/{n}", sound_T, step, sample_rate)
+                self._curves.add_image(
+                    f"spectrogram/{name}/{n}", brightness_NFT[n], step, dataformats="HW"
+                )
 
     def close(self) -> None:
         """Flushes both."""
