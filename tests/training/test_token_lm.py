@@ -31,9 +31,9 @@ SPEC = TokenSpec(
 STEPS = 240
 
 
-def task(**kwargs):
+def task(layout=None, **kwargs):
     config = TokenLMConfig(
-        layout=LAYOUT,
+        layout=layout or LAYOUT,
         transformer=TransformerConfig(
             num_layers=2,
             model_dim=32,
