@@ -128,11 +128,12 @@ def test_a_melody_is_followed_as_in_training(short_spans, stage):
     forced = teacher_forced(config, params, condition, codes)
     np.testing.assert_array_equal(codes[0], forced[0])
     # Guided: away from what comes without the text and without the melody.
-    ids_BS = config.layout.flatten(condition | {config.layout.target.source: _raw(codes)})
+    layout = config.layout
+    prefix_BP, target_BN = layout.flatten_prefix(condition), layout.flatten_target(codes)
+    ids_BS = np.concatenate([prefix_BP, target_BN], axis=1)
+    apply = jax.jit(TokenLM(config).apply)
     with_BTQK, without_BTQK = (
-        jax.jit(TokenLM(config).apply)(
-            {"params": params}, config.layout.drop_condition(ids_BS, np.full(2, dropped))
-        )
+        apply({"params": params}, layout.drop_condition(ids_BS, np.full(2, dropped)))
         for dropped in (False, True)
     )
     guided_BTQK = without_BTQK + 2.5 * (with_BTQK - without_BTQK)

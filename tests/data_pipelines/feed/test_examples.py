@@ -140,8 +140,8 @@ TUNED = dataclasses.replace(
 
 @pytest.mark.parametrize("conditioning", ["audio", "mixed"])
 def test_a_melody_is_that_of_the_window_whatever_the_words(melodies, conditioning):
-    data = TokenExamples(melodies, StageLayout.semantic(TUNED), conditioning=conditioning)
-    batch = make(data, ROWS[:400])
+    layout, rows_R = StageLayout.semantic(TUNED), ROWS[:400]
+    batch = make(TokenExamples(melodies, layout, conditioning=conditioning), rows_R)
     mulan_RQ, melody_REQ = batch["mulan"].astype(int), batch["melody"]
     assert melody_REQ.shape == (400, 2, 2)  # a level is left out
     assert (melody_REQ[:, 0] == melody_REQ[:, 1]).all()
@@ -149,10 +149,10 @@ def test_a_melody_is_that_of_the_window_whatever_the_words(melodies, conditionin
     of_sound_R = mulan_RQ[:, 0] < 200
     assert of_sound_R.all() == (conditioning == "audio")
     np.testing.assert_array_equal(melody_REQ[of_sound_R, 0, 0], mulan_RQ[of_sound_R, 0])
-    ids_RS = StageLayout.semantic(TUNED).flatten(batch)
-    np.testing.assert_array_equal(StageLayout.semantic(TUNED).unflatten(ids_RS)["melody"], melody_REQ)
+    np.testing.assert_array_equal(layout.unflatten(layout.flatten(batch))["melody"], melody_REQ)
     # What else a row has is what it has without.
-    plain = make(TokenExamples(melodies, StageLayout.semantic(SPEC), conditioning=conditioning), ROWS[:400])
+    layout = StageLayout.semantic(SPEC)
+    plain = make(TokenExamples(melodies, layout, conditioning=conditioning), rows_R)
     assert plain.keys() == {"mulan", "semantic"}
     for source, codes in plain.items():
         np.testing.assert_array_equal(codes, batch[source])
