@@ -72,12 +72,9 @@ class Texts:
 
 
 class Codec:
-    def decode(self, codes_BTQ):
-        self.codes = codes_BTQ
-        return np.repeat(codes_BTQ[:, :, 0].astype(np.float32), SPEC.hop_length, axis=1)
-
     def decode_stream(self, pieces):
-        return map(self.decode, pieces)
+        for self.codes in pieces:
+            yield np.repeat(self.codes[:, :, 0].astype(np.float32), SPEC.hop_length, axis=1)
 
 
 def chain(spec=SPEC, **kwargs):

@@ -55,11 +55,8 @@ class TextTokenizer(Protocol):
 class AcousticDecoder(Protocol):
     """What generation asks of the codec's tokenizer."""
 
-    def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
-        """The waveforms of codes, f32 [B, T · hop]."""
-
     def decode_stream(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same of codes that come in pieces."""
+        """Codes [B, T, Q] in pieces to f32 samples [B, T · hop], in pieces as well."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,9 +294,13 @@ class Chain:
         return [track.codes_TQ for track in tracks]
 
     def decode(self, plan: Plan, codes_TQ: np.ndarray) -> np.ndarray:
-        """The waveform of a clip's acoustic codes, f32 [round(seconds · sample rate)]."""
+        """The waveform of a clip's acoustic codes, f32 [round(seconds · sample rate)].
+
+        As a stream: memory and compiled shapes are those of a piece, whatever the length.
+        """
         length = round(plan.clip.seconds * self.token_spec.sample_rate)
-        return np.asarray(self.acoustic.decode(codes_TQ[None]))[0, :length]
+        pieces = list(self.acoustic.decode_stream([codes_TQ[None]]))
+        return np.concatenate(pieces, axis=1)[0, :length]
 
     def compile(self, plans: Sequence[Plan], rows: int) -> None:
         """Compiles ahead what `compose` needs for such clips, with so many rows a device."""
