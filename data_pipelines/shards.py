@@ -10,7 +10,8 @@ its key, and within a shard windows are sorted by key: two runs write the same b
 
 Streams of tokens: "semantic" uint16 [T], "acoustic" uint16 [T, Q], "mulan" uint16 [W, Q] (the
 codes of the 10 s windows that start at second 0, 1, …), "text" uint16 [C, 1 + Q] (for each caption
-its index in `manifest.CAPTION_KINDS`, then the MuLan codes of its words; C varies). Of audio:
+its index in `manifest.CAPTION_KINDS`, then the MuLan codes of its words; C varies), and for stages
+with a melody, where something makes it, "melody" uint16 [W, E, Q] (of the same windows). Of audio:
 "audio" int16 [T], "captions" JSON. Both have "key": the SHA-256 of the clip's file and the index
 of the window.
 """

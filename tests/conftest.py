@@ -187,6 +187,35 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def melody_bundle(tiny_bundle, tmp_path_factory) -> pathlib.Path:
+    """The same, of stages that want a melody: three embeddings of two levels of 8 codes."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from musiclm import bundle
+    from musiclm.models import token_lm
+    from musiclm.tokens import layout
+
+    folder = tmp_path_factory.mktemp("melody_bundle")
+    shutil.copytree(tiny_bundle, folder, dirs_exist_ok=True)
+    plain = bundle.load(tiny_bundle)
+    spec = dataclasses.replace(plain.token_spec, num_melody_codebooks=2, melody_codebook_size=8)
+    for stage in ("semantic", "coarse"):
+        config = dataclasses.replace(
+            plain.components[stage].config, layout=layout.StageLayout.of(stage, spec)
+        )
+        ids_BS = jnp.ones((1, config.layout.sequence_length), jnp.int32)
+        variables = _untrained(np.random.default_rng(2), token_lm.TokenLM(config), ids_BS)
+        variables = jax.tree.map(lambda leaf: 5 * leaf, variables)  # else it is hardly heard
+        bundle.save_component(folder, stage, bundle.Component(config, variables))
+    bundle.seal(folder, "tiny-melody", spec)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def soundstorm_bundle(tiny_bundle, tmp_path_factory) -> pathlib.Path:
     """The same with a SoundStorm."""
     import jax.numpy as jnp

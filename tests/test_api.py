@@ -132,6 +132,65 @@ def test_a_sound_is_continued(model, tmp_path):
         model.generate("slow piano", seconds=5, continuation=tmp_path / "none.wav")
 
 
+class Pitches:
+    """Stands for a melody model: of each third of a second the octave and where in it."""
+
+    sample_rate, window_seconds = 1600, 3.0
+
+    def encode(self, waveform_BT):
+        thirds = waveform_BT.reshape(len(waveform_BT), 3, 1600)
+        strongest = np.abs(np.fft.rfft(thirds)).argmax(-1)
+        return np.stack([strongest // 101, strongest % 101 // 13], axis=-1)
+
+
+def hummed(path, *frequencies):
+    """Writes a second of each."""
+    time_T = np.arange(1600) / 1600
+    tones = [0.5 * np.sin(2 * np.pi * frequency * time_T) for frequency in frequencies]
+    musiclm.Waveform(np.concatenate(tones).astype(np.float32), 1600).save(path)
+    return path
+
+
+def test_a_melody_is_followed(melody_bundle, tmp_path):
+    model = musiclm.MusicLM.from_pretrained(melody_bundle, melody=Pitches())
+    assert model.melody_shape == (3, 2)
+    codes = np.array([[1, 0], [2, 0], [1, 3]])
+    clip = model.generate("slow piano", seconds=0.5, seed=3, melody=codes)
+    np.save(tmp_path / "tune.npy", codes)
+    hummed(tmp_path / "tune.wav", 105, 202, 150, 700)
+    for file in ("tune.npy", "tune.wav"):
+        same = model.generate("slow piano", seconds=0.5, seed=3, melody=tmp_path / file)
+        np.testing.assert_array_equal(same.samples, clip.samples)
+    (heard,) = model.stream("slow piano", seconds=0.5, seed=3, melody=codes)
+    assert heard.shape == clip.samples.shape
+    other = model.generate("slow piano", seconds=0.5, seed=3, melody=codes + 1)
+    assert (other.samples != clip.samples).any()
+
+
+def test_wrong_melodies(model, melody_bundle, tmp_path):
+    tuned = musiclm.MusicLM.from_pretrained(melody_bundle, melody=Pitches())
+    deaf = musiclm.MusicLM.from_pretrained(melody_bundle)
+    np.save(tmp_path / "ragged.npy", np.array([[1], "a"], object), allow_pickle=True)
+    (tmp_path / "none.npy").write_bytes(b"")
+    tune = hummed(tmp_path / "tune.wav", 200, 300, 400)
+    for music, melody, words in (
+        (model, np.zeros((3, 2), int), "takes none: leave it out"),
+        (model, tune, "has no melody tokenizer"),
+        (deaf, tune, "'tiny-melody' has no melody tokenizer to hear .*tune.wav"),
+        (deaf, None, "wants a melody"),
+        (tuned, [[1, 2, 3]], r"\(1, 3\): give codes, integers \(3, 2\)"),
+        (tuned, "nowhere.wav", "nowhere.wav"),
+        (tuned, "nowhere.npy", "cannot read nowhere.npy"),
+        (tuned, tmp_path / "ragged.npy", "cannot read"),
+        (tuned, tmp_path / "none.npy", "cannot read"),
+        (tuned, hummed(tmp_path / "short.wav", 200, 300), r"lasts 2.00 s: give 3 s"),
+        (tuned, hummed(tmp_path / "silence.wav", 0, 0, 0), "is silent"),
+        (tuned, hummed(tmp_path / "late.wav", 0, 0, 0, 200), "is silent"),
+    ):
+        with pytest.raises(musiclm.UserError, match=words):
+            music.plans("slow piano", seconds=0.5, melody=melody)
+
+
 def test_the_best_of_several_is_kept(model):
     kept = model.generate(["slow piano", "fast flute"], seconds=0.5, seed=3, best_of=3)
     for i, clip in enumerate(kept):

@@ -9,6 +9,7 @@ import pytest
 from musiclm import bundle
 from musiclm.models.soundstream import SoundStreamConfig
 from musiclm.token_spec import TokenSpec
+from musiclm.tokens import layout
 
 CONFIG = {"model": SoundStreamConfig(strides=(2, 4), sample_rate=800), "words": ("a", "b")}
 VARIABLES = {
@@ -50,6 +51,15 @@ def test_bundle_round_trip(sealed):
     assert loaded.token_spec == TokenSpec(num_acoustic_codebooks=8)
     assert set(loaded.components) == set(bundle.COMPONENTS)
     assert loaded.sampling == {"fine": {"temperature": 0.8}}
+
+
+def test_the_bundled_model_has_todays_layouts():
+    """It was made before stages could have a melody."""
+    loaded = bundle.load("gm-mini")
+    assert loaded.token_spec.num_melody_codebooks == 0
+    for stage in layout.STAGES:
+        wanted = layout.StageLayout.of(stage, loaded.token_spec)
+        assert loaded.components[stage].config.layout == wanted
 
 
 def test_a_soundstorm_is_sealed_where_there_is_one(sealed):

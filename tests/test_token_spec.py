@@ -12,6 +12,8 @@ def test_defaults_are_the_papers():
     assert spec.semantic_frames(30) == 750
     assert spec.acoustic_frames(10) * spec.num_coarse_codebooks == 2_000
     assert spec.acoustic_frames(3) * spec.num_fine_codebooks == 1_200
+    assert spec.melody_shape is None
+    assert TokenSpec(num_melody_codebooks=24).melody_shape == (3, 24)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,8 @@ def test_defaults_are_the_papers():
         {"sample_rate": 16_001},
         {"semantic_frame_rate": 24},
         {"mulan_codebook_size": 0},
+        {"num_melody_codebooks": -1},
+        {"num_melody_embeddings": 0},
     ],
 )
 def test_impossible_specs_are_refused_by_field(field):

@@ -29,7 +29,9 @@ class PrefixDecoderConverter(seqio.FeatureConverter):
         """Takes the layout of the stage."""
         self.layout = layout
         self.TASK_FEATURES = {
-            name: _Spec(dtype=tf.uint16, rank=3 if name == "acoustic" else 2, sequence_dim=1)
+            name: _Spec(
+                dtype=tf.uint16, rank=2 if name in ("mulan", "semantic") else 3, sequence_dim=1
+            )
             for name in sequence_lengths(layout)
         }
         super().__init__(pack=False)

@@ -2,8 +2,8 @@
 
 What a row holds depends on (seed, row) alone, see rows.py.
 
-Shapes: R rows, T frames or samples, Q levels, W MuLan windows, N captions of all rows, L text
-tokens.
+Shapes: R rows, T frames or samples, Q levels, W MuLan windows, E embeddings of a melody, N captions
+of all rows, L text tokens.
 """
 
 import json
@@ -22,6 +22,8 @@ from musiclm.tokens.wordpiece import WordPiece
 CONDITIONING = ("audio", "text", "mixed")
 # MuLan's mix of caption kinds (section 4.1 there).
 CAPTION_WEIGHTS = {"short": 2.0, "long": 2.0, "playlist": 1.0, "tags": 1.0}
+# Sources whose codes are for a window as a whole.
+_OF_WINDOWS = ("mulan", "melody")
 _MULAN_SECONDS = 10
 
 Batch = dict[str, np.ndarray]
@@ -48,7 +50,7 @@ class TokenExamples:
     """Aligned crops of the token streams that a stage needs, as raw codes.
 
     A crop starts at a semantic frame. Its MuLan codes are those of one of the stored 10 s windows
-    that overlap it most, or those of one of its captions.
+    that overlap it most, or those of one of its captions. A melody's are that window's always.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class TokenExamples:
         self._crop_frames = max(
             -(-shape[0] // self._ratio(source))
             for source, shape in self.shapes.items()
-            if source != "mulan"
+            if source not in _OF_WINDOWS
         )
         spare = self._stored["semantic"].shape[0] - self._crop_frames
         if spare < 0:
@@ -112,16 +114,22 @@ class TokenExamples:
         self._starts = spare + 1
 
     def make(self, rows_R: np.ndarray, *, seed: int, shuffle: bool) -> Batch:
-        """Raw codes, uint16: "mulan" [R, Q], "semantic" [R, T], "acoustic" [R, T, Q] as needed."""
+        """Raw codes, uint16, of those that the stage needs.
+
+        Returns:
+          "mulan" [R, Q], "melody" [R, E, Q], "semantic" [R, T], "acoustic" [R, T, Q].
+        """
         read = list(self.records.read(rows_R, seed=seed, shuffle=shuffle))
         records = {name: [record[name] for record in read] for name in self.records.streams}
         starts_R = rows.integers(seed, rows_R, Purpose.CROP, self._starts)
         batch = {}
         for source, shape in self.shapes.items():
-            if source == "mulan":
-                batch[source] = self._mulan(records, rows_R, starts_R, seed)
-                continue
             codes_R = self._decode(source, records[source])
+            if source in _OF_WINDOWS:
+                windows_R = self._choose_window(starts_R, codes_R.shape[1], rows_R, seed)
+                codes_R = codes_R[np.arange(len(rows_R)), windows_R]
+                batch[source] = codes_R[..., : shape[-1]]
+                continue
             ratio, length = self._ratio(source), shape[0]
             levels = (slice(None), *(slice(size) for size in shape[1:]))
             batch[source] = np.stack(
@@ -130,6 +138,8 @@ class TokenExamples:
                     for codes, start in zip(codes_R, (starts_R * ratio).tolist(), strict=True)
                 ]
             )
+        if "text" in records:
+            self._take_captions(batch["mulan"], records["text"], rows_R, seed)
         for source, codes in batch.items():
             if codes.max() >= self._codebook_sizes[source]:
                 raise shards.ShardError(
@@ -144,6 +154,11 @@ class TokenExamples:
         if segment.source == "semantic":
             return (segment.num_frames,)
         levels = segment.first_level + segment.num_levels
+        if segment.source == "melody" and stored[1] != segment.num_frames:
+            raise shards.ShardError(
+                f"{self.records.folder} tells a melody by {stored[1]} embeddings, and the stage "
+                f"needs {segment.num_frames}: tokenize the corpus with the run's tokenizers"
+            )
         if stored[-1] < levels:
             raise shards.ShardError(
                 f"{self.records.folder} has {stored[-1]} levels of {segment.source} codes, and the "
@@ -159,31 +174,25 @@ class TokenExamples:
         stream = self._stored[source]
         return np.frombuffer(b"".join(records), stream.dtype).reshape(-1, *stream.shape)
 
-    def _mulan(self, records, rows_R, starts_R, seed) -> np.ndarray:
-        """The condition's codes [R, Q], from sound or words."""
-        codes_RWQ = self._decode("mulan", records["mulan"])
-        rate = self._stored["semantic"].rate
-        windows_R = choose_window(
-            starts_R / rate,
-            self._crop_frames / rate,
-            codes_RWQ.shape[1],
-            rows.uniform(seed, rows_R, Purpose.MULAN),
+    def _choose_window(self, starts_R, num_windows: int, rows_R, seed: int) -> np.ndarray:
+        """The window of each row, the same whatever codes are taken of it."""
+        rate, draws_R = self._stored["semantic"].rate, rows.uniform(seed, rows_R, Purpose.MULAN)
+        return choose_window(starts_R / rate, self._crop_frames / rate, num_windows, draws_R)
+
+    def _take_captions(self, mulan_RQ, records: Sequence[bytes], rows_R, seed: int) -> None:
+        """Puts the codes of drawn captions in place of those from sound."""
+        texts = [self._stored["text"].decode(record) for record in records]
+        texts_NQ = np.concatenate(texts)
+        chosen_R = choose_captions(
+            texts_NQ[:, 0],
+            np.array([len(text) for text in texts]),
+            rows.uniform(seed, rows_R, Purpose.CAPTION),
+            self._caption_weights,
         )
-        mulan_RQ = codes_RWQ[np.arange(len(rows_R)), windows_R]
-        if self._conditioning != "audio":
-            texts = [self._stored["text"].decode(record) for record in records["text"]]
-            texts_NQ = np.concatenate(texts)
-            chosen_R = choose_captions(
-                texts_NQ[:, 0],
-                np.array([len(text) for text in texts]),
-                rows.uniform(seed, rows_R, Purpose.CAPTION),
-                self._caption_weights,
-            )
-            from_text_R = chosen_R >= 0
-            if self._conditioning == "mixed":
-                from_text_R &= rows.uniform(seed, rows_R, Purpose.SOURCE) < 0.5
-            mulan_RQ[from_text_R] = texts_NQ[chosen_R[from_text_R], 1:]
-        return mulan_RQ[:, : self.shapes["mulan"][0]]
+        from_text_R = chosen_R >= 0
+        if self._conditioning == "mixed":
+            from_text_R &= rows.uniform(seed, rows_R, Purpose.SOURCE) < 0.5
+        mulan_RQ[from_text_R] = texts_NQ[chosen_R[from_text_R], 1 : 1 + mulan_RQ.shape[1]]
 
 
 class AudioExamples:

@@ -77,7 +77,7 @@ def register_tokens(
             vocabulary=seqio.PassThroughVocabulary(size),
             add_eos=False,
             dtype=tf.uint16,
-            rank=3 if source == "acoustic" else 2,
+            rank=2 if source in ("mulan", "semantic") else 3,
         )
         for source, size in vocabularies.items()
     }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from musiclm.bundle import Bundle
     from musiclm.sampler import stream as sampler
     from musiclm.sampler.generate import ChainSampling, Continuation, Plan
-    from musiclm.tokens.tokenizers import SemanticTokenizer
+    from musiclm.tokens.tokenizers import MelodyTokenizer, SemanticTokenizer
 
 DEFAULT_MODEL = "gm-mini"
 STAGES = ("semantic", "coarse", "fine", "parallel")
@@ -142,9 +142,13 @@ class MusicLM:
       digest: of its bundle, SHA-256.
       rows: that a stage always decodes at once on each device; None for as many as there are.
       sample_rate: of what it generates, in Hz.
+      melody_shape: (embeddings, levels) of the melody's codes that it wants; None if it takes no
+        melody.
     """
 
-    def __init__(self, bundle: Bundle, *, rows: int | None = None):
+    def __init__(
+        self, bundle: Bundle, *, rows: int | None = None, melody: MelodyTokenizer | None = None
+    ):
         """Builds the chain of a bundle; see `from_pretrained`."""
         from musiclm.sampler import decode, generate, parallel, stages
         from musiclm.tokens import tokenizers
@@ -159,6 +163,8 @@ class MusicLM:
         self.digest = bundle.digest
         self.rows = rows
         self.sample_rate = bundle.token_spec.sample_rate
+        self.melody_shape = bundle.token_spec.melody_shape
+        self._melody = melody
         self._sampling = _chain_sampling(bundle.sampling, generate.ChainSampling())
         self._w2v_bert = parts["w2v_bert"]
         self._acoustic = tokenizers.AcousticTokenizer.load(parts["soundstream"])
@@ -176,7 +182,11 @@ class MusicLM:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, *, rows: int | None = None
+        cls,
+        name_or_path: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        rows: int | None = None,
+        melody: MelodyTokenizer | None = None,
     ) -> MusicLM:
         """Loads a bundled model by its name, or any bundle by its folder.
 
@@ -184,6 +194,7 @@ class MusicLM:
           name_or_path: of the bundle.
           rows: that a stage always decodes at once on each device, so that the samples of a clip
             depend on nothing but the clip. By default as many as there are, up to 16.
+          melody: makes codes of sound for a model that wants a melody; without one it takes codes.
 
         Raises:
           UserError: there is no such bundle, or it is damaged or foreign.
@@ -198,7 +209,7 @@ class MusicLM:
                 "folder that can be read"
             ) from error
         try:
-            return cls(loaded, rows=rows)
+            return cls(loaded, rows=rows, melody=melody)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # Every file is what it was when the bundle was sealed, yet does not make a chain.
             raise UserError(
@@ -215,6 +226,7 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        melody: np.ndarray | str | os.PathLike[str] | None = None,
         best_of: int = 1,
         decoding: str = DECODINGS[0],
         progress: Callable[[str, int, int], None] | None = None,
@@ -234,6 +246,8 @@ class MusicLM:
             nearest half of a semantic window (15 s at the paper's size, 5 s in gm-mini).
           continuation: a sound file of at least `MIN_CONTINUED_SECONDS`, whose last whole seconds
             every clip begins with.
+          melody: that every clip plays, whatever its texts, for a model that wants one: integer
+            codes of `melody_shape`, a .npy file of them, or a sound file for the melody tokenizer.
           best_of: clips that are made of each prompt, of which the one is kept that is nearest to
             its text by MuLan's cosine. Of P prompts, the further clips of the i-th take seed + i +
             P, seed + i + 2 P and so on. `provenance` of a clip tells its own seed and all scores.
@@ -249,8 +263,7 @@ class MusicLM:
         """
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         request = Request(texts, seconds, seed, tuple(story), best_of, decoding)
-        given = None if continuation is None else self.read_continuation(continuation)
-        plans = [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
+        plans = self._plans(request, sampling or {}, continuation, melody)
         made = list(self.render(plans, progress))
         clips = Clips(self.best(made[i :: len(texts)]) for i in range(len(texts)))
         return clips[0] if isinstance(prompts, str) else clips
@@ -288,6 +301,7 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        melody: np.ndarray | str | os.PathLike[str] | None = None,
         decoding: str = DECODINGS[0],
     ) -> Stream:
         """Music that is heard while it is made; for the arguments see `generate`.
@@ -307,6 +321,7 @@ class MusicLM:
             sampling=sampling,
             story=story,
             continuation=continuation,
+            melody=melody,
             decoding=decoding,
         )
         return Stream(stream.Stream(self._chain, plan), self.sample_rate)
@@ -320,6 +335,7 @@ class MusicLM:
         sampling: Mapping[str, Mapping[str, float | int]] | None = None,
         story: Sequence[tuple[float, str]] = (),
         continuation: str | os.PathLike[str] | None = None,
+        melody: np.ndarray | str | os.PathLike[str] | None = None,
         best_of: int = 1,
         decoding: str = DECODINGS[0],
     ) -> list[Plan]:
@@ -332,8 +348,7 @@ class MusicLM:
           UserError: an argument is out of bounds.
         """
         request = Request((prompt,), seconds, seed, tuple(story), best_of, decoding)
-        given = None if continuation is None else self.read_continuation(continuation)
-        return [self._plan(request, *clip, sampling or {}, given) for clip in request.clips]
+        return self._plans(request, sampling or {}, continuation, melody)
 
     def compile(self, plans: Sequence[Plan], rows: int) -> None:
         """Compiles ahead what `render` needs of the stages, and takes the memory once.
@@ -396,11 +411,50 @@ class MusicLM:
             semantic_T=semantic_T[-frames:], acoustic_TQ=acoustic_TQ[-frames * ratio :]
         )
 
+    def read_melody(self, melody: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
+        """The codes of a melody, for the argument see `generate`.
+
+        Of sound, what the melody tokenizer takes at once from the beginning.
+
+        Raises:
+          UserError: a file can't be read, is too short or silent, or nothing makes codes of it.
+        """
+        import numpy as np
+
+        from musiclm import audio
+
+        if not isinstance(melody, str | os.PathLike):
+            return np.asarray(melody)
+        if os.fspath(melody).endswith(".npy"):
+            try:
+                with open(melody, "rb") as file:
+                    return np.lib.format.read_array(file, allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read {melody} ({error}): give an array's file") from error
+        if self._melody is None:
+            raise UserError(
+                f"the model {self.name!r} has no melody tokenizer to hear {melody} with: leave the "
+                "melody out, or give its codes where the model wants one"
+            )
+        rate, seconds = self._melody.sample_rate, self._melody.window_seconds
+        return self._melody.encode(audio.read_music(melody, rate, seconds, seconds)[None])[0]
+
     @functools.cached_property
     def _semantic(self) -> SemanticTokenizer:
         from musiclm.tokens import tokenizers
 
         return tokenizers.SemanticTokenizer.load(self._w2v_bert)
+
+    def _plans(
+        self,
+        request: Request,
+        sampling: Mapping[str, Mapping[str, float | int]],
+        continuation: str | os.PathLike[str] | None,
+        melody: np.ndarray | str | os.PathLike[str] | None,
+    ) -> list[Plan]:
+        given = None if continuation is None else self.read_continuation(continuation)
+        tune = None if melody is None else self.read_melody(melody)
+        return [self._plan(request, *clip, sampling, given, tune) for clip in request.clips]
 
     def _plan(
         self,
@@ -409,6 +463,7 @@ class MusicLM:
         seed: int,
         sampling: Mapping[str, Mapping[str, float | int]],
         continuation: Continuation | None,
+        melody_EQ: np.ndarray | None,
     ) -> Plan:
         from musiclm.sampler.generate import Clip
 
@@ -425,6 +480,7 @@ class MusicLM:
             decoding=request.decoding,
             story=request.story,
             continuation=continuation,
+            melody_EQ=melody_EQ,
         )
         if continuation is not None:
             given = len(continuation.acoustic_TQ) / self._acoustic.frame_rate

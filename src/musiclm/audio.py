@@ -292,8 +292,19 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     return resample(samples_TC.mean(axis=1), rate, sample_rate)
 
 
-def read_music(path: str | os.PathLike, sample_rate: int, min_seconds: float) -> np.ndarray:
+def read_music(
+    path: str | os.PathLike,
+    sample_rate: int,
+    min_seconds: float,
+    max_seconds: float | None = None,
+) -> np.ndarray:
     """`read_audio` of what shall be gone on from: so long at least, and not silent.
+
+    Args:
+      path: of the file.
+      sample_rate: Hz.
+      min_seconds: that it must last.
+      max_seconds: of its beginning, what is looked at and returned; all by default.
 
     Raises:
       UserError: the file can't be read, is too short, silent, or has samples that are no numbers.
@@ -302,6 +313,8 @@ def read_music(path: str | os.PathLike, sample_rate: int, min_seconds: float) ->
     seconds = len(samples) / sample_rate
     if seconds < min_seconds:
         raise UserError(f"{path} lasts {seconds:.2f} s: give {min_seconds:g} s of music or more")
+    if max_seconds is not None:
+        samples = samples[: round(max_seconds * sample_rate)]
     if not np.isfinite(samples).all():
         raise UserError(f"{path} has samples that are no numbers (NaN or infinite): export it anew")
     if np.abs(samples).max(initial=0.0) < SILENCE:

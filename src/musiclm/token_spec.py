@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSpec:
-    """Rates and sizes of the three token streams. The defaults are MusicLM's (section 3 and 4.1).
+    """Rates and sizes of the token streams. The defaults are MusicLM's (section 3 and 4.1).
 
     Attributes:
       sample_rate: of the acoustic codec, in Hz.
@@ -18,6 +18,10 @@ class TokenSpec:
       semantic_vocab_size: k-means clusters.
       num_mulan_codebooks: levels of the quantizer of MuLan embeddings, tokens a condition.
       mulan_codebook_size: codes a level.
+      num_melody_codebooks: levels of the quantizer of melody embeddings; 0 where stages are not
+        conditioned on a melody, as by default. The paper's melody model has 24.
+      melody_codebook_size: codes a level.
+      num_melody_embeddings: that a melody is told by; the paper's are 3 s apart, of 10 s.
       semantic_window_seconds: what one pass of the semantic stage covers.
       coarse_window_seconds: the same of the coarse stage.
       fine_window_seconds: the same of the fine stage.
@@ -32,16 +36,24 @@ class TokenSpec:
     semantic_vocab_size: int = 1024
     num_mulan_codebooks: int = 12
     mulan_codebook_size: int = 1024
+    num_melody_codebooks: int = 0
+    melody_codebook_size: int = 512
+    num_melody_embeddings: int = 3
     semantic_window_seconds: float = 30.0
     coarse_window_seconds: float = 10.0
     fine_window_seconds: float = 3.0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
+            if getattr(self, field.name) <= 0 and field.name != "num_melody_codebooks":
                 raise ValueError(
                     f"TokenSpec.{field.name} is {getattr(self, field.name)}: give a positive number"
                 )
+        if self.num_melody_codebooks < 0:
+            raise ValueError(
+                f"TokenSpec.num_melody_codebooks is {self.num_melody_codebooks}: give a positive "
+                "number, or 0 for stages without a melody"
+            )
         if self.num_coarse_codebooks >= self.num_acoustic_codebooks:
             raise ValueError(
                 f"TokenSpec.num_coarse_codebooks is {self.num_coarse_codebooks} of "
@@ -67,6 +79,13 @@ class TokenSpec:
     def num_fine_codebooks(self) -> int:
         """Levels that the fine stage models."""
         return self.num_acoustic_codebooks - self.num_coarse_codebooks
+
+    @property
+    def melody_shape(self) -> tuple[int, int] | None:
+        """Embeddings and levels of a melody's codes; None where stages take no melody."""
+        if not self.num_melody_codebooks:
+            return None
+        return self.num_melody_embeddings, self.num_melody_codebooks
 
     def semantic_frames(self, seconds: float) -> int:
         """Semantic tokens in so many seconds."""

@@ -59,6 +59,20 @@ def test_rates_and_lengths_are_the_papers(base):
     assert base["soundstorm"]["num_frames"] == 500
 
 
+def test_a_melody_costs_its_tokens_and_their_vectors(base, tmp_path):
+    (tmp_path / "melody.gin").write_text(
+        f"from __gin__ import dynamic_registration\n"
+        f"from musiclm import token_spec\n"
+        f"include '{GIN}/semantic/base.gin'\n"
+        f"token_spec.TokenSpec.num_melody_codebooks = 24\n"
+    )
+    (model,) = describe.describe(tmp_path / "melody.gin")
+    assert (model["prefix_mulan"], model["prefix_melody"]) == (12, 72)
+    assert "prefix_melody" not in base["semantic"]
+    assert model["sequence_length"] == base["semantic"]["sequence_length"] + 72
+    assert model["parameters"] == base["semantic"]["parameters"] + 24 * 512 * 1024
+
+
 def test_the_papers_sizes_by_one_pattern(base, capsys, monkeypatch, tmp_path):
     """What the README says to type, from anywhere."""
     monkeypatch.chdir(tmp_path)

@@ -215,6 +215,32 @@ def test_bad_lines_are_told_and_the_others_made(soundstorm_bundle, folder, tmp_p
     assert not (tmp_path / "rejected.jsonl").exists()
 
 
+def test_lines_have_melodies_where_the_model_wants_them(melody_bundle, tmp_path):
+    for name, add in (("one", 0), ("two", 1)):
+        np.save(tmp_path / f"{name}.npy", np.arange(6).reshape(3, 2) + add)
+    line = {"prompt": "slow piano", "seed": 3}
+    lines = [line | {"melody": "one.npy"}, line | {"melody": "two.npy"}, line]
+    lines.append(line | {"melody": "one.npy", "continuation": None})
+    write(tmp_path / "lines.jsonl", lines)
+    argv = command(melody_bundle, tmp_path / "lines.jsonl", tmp_path / "out")
+    assert main.main(argv) == 0
+    first, second, _, fourth = (tmp_path / "out" / f"{i:06d}.wav" for i in (1, 2, 3, 4))
+    assert first.read_bytes() == fourth.read_bytes()
+    assert first.read_bytes() != second.read_bytes()
+    told = manifest(tmp_path / "out")
+    assert [record["melody"] for record in told[:2]] == [
+        str(tmp_path / f"{name}.npy") for name in ("one", "two")
+    ]
+    (rejected,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["line"] == 3
+    assert "wants a melody" in json.loads(rejected)["reason"]
+    # Another content under the same name is another clip.
+    np.save(tmp_path / "one.npy", np.zeros((3, 2), int))
+    assert main.main(argv) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["clips"], summary["there_already"]) == (2, 1)
+
+
 def test_processes_share_the_lines_and_a_restart_may_have_others(
     made, soundstorm_bundle, folder, tmp_path, monkeypatch
 ):
@@ -316,6 +342,7 @@ def test_a_line_may_say_anything_or_little():
         ('{"prompt": "a", "story": [[12, "drums"]]}', "below 10"),
         ('{"prompt": "a", "story": [[5, "drums"], [4, "b"]]}', "ascending"),
         ('{"prompt": "a", "continuation": 3}', "continuation is 3"),
+        ('{"prompt": "a", "melody": [[1]]}', "melody is [[1]]: give the path of a file"),
     ],
 )
 def test_wrong_lines_are_told(text, told):

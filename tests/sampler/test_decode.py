@@ -1,5 +1,6 @@
 """Cached decoding against teacher forcing, what it depends on, and where its cache lies."""
 
+import dataclasses
 import functools
 
 import jax
@@ -26,11 +27,14 @@ SPEC = TokenSpec(
     coarse_window_seconds=0.4,
     fine_window_seconds=0.2,
 )
+TUNED = dataclasses.replace(
+    SPEC, num_melody_codebooks=2, melody_codebook_size=9, num_melody_embeddings=3
+)
 GREEDY = Sampling(temperature=0.0)
 
 
 @functools.cache
-def model(stage, gated=True, time_embedding=True, rotary=False):
+def model(stage, gated=True, time_embedding=True, rotary=False, spec=SPEC):
     """A small model with random weights, large enough that greedy choices are no ties."""
     sizes = TransformerConfig(
         num_layers=2,
@@ -44,7 +48,7 @@ def model(stage, gated=True, time_embedding=True, rotary=False):
         gated=gated,
         rotary=rotary,
     )
-    layout = StageLayout.of(stage, SPEC)
+    layout = StageLayout.of(stage, spec)
     config = TokenLMConfig(
         layout=layout,
         transformer=sizes,
@@ -63,6 +67,7 @@ def conditions(layout, batch, seed=0):
     rng = np.random.default_rng(seed)
     shapes = {
         "mulan": (SPEC.num_mulan_codebooks,),
+        "melody": TUNED.melody_shape,
         "semantic": (layout.prefix[-1].num_frames,),
         "acoustic": (layout.prefix[-1].num_frames, SPEC.num_coarse_codebooks),
     }
@@ -112,6 +117,29 @@ def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding
     codes = Stage(config, params).generate(condition, keys(0, 1, 2), [GREEDY] * 3)
     np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
     assert len(np.unique(codes)) > 3  # not one code over and over, which would prove little
+
+
+@pytest.mark.parametrize("stage", ["semantic", "coarse"])
+def test_a_melody_is_followed_as_in_training(short_spans, stage):
+    config, params = model(stage, spec=TUNED)
+    condition = conditions(config.layout, 2)
+    sampling = [GREEDY, Sampling(temperature=0.0, guidance=2.5)]
+    codes = Stage(config, params).generate(condition, keys(0, 1), sampling)
+    forced = teacher_forced(config, params, condition, codes)
+    np.testing.assert_array_equal(codes[0], forced[0])
+    # Guided: away from what comes without the text and without the melody.
+    layout = config.layout
+    prefix_BP, target_BN = layout.flatten_prefix(condition), layout.flatten_target(codes)
+    ids_BS = np.concatenate([prefix_BP, target_BN], axis=1)
+    apply = jax.jit(TokenLM(config).apply)
+    with_BTQK, without_BTQK = (
+        apply({"params": params}, layout.drop_condition(ids_BS, np.full(2, dropped)))
+        for dropped in (False, True)
+    )
+    guided_BTQK = without_BTQK + 2.5 * (with_BTQK - without_BTQK)
+    np.testing.assert_array_equal(codes[1], guided_BTQK[1].argmax(-1))
+    other = condition | {"melody": (condition["melody"] + 1) % 9}
+    assert (Stage(config, params).generate(other, keys(0, 1), sampling) != codes).any()
 
 
 @pytest.mark.parametrize("prompt_frames", [1, 9])

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from musiclm.errors import UserError
 from musiclm.sampler.generate import Chain, ChainSampling, Clip, Continuation
 from musiclm.sampler.logits import Sampling
 from musiclm.sampler.stream import Stream
@@ -32,8 +33,8 @@ class Recorder:
 
     num_devices = 1
 
-    def __init__(self, name):
-        self.layout = StageLayout.of(name, SPEC)
+    def __init__(self, name, spec):
+        self.layout = StageLayout.of(name, spec)
         self.calls = []
 
     def generate(self, condition, keys_B, samplings, *, num_frames, prompts, prefilled, progress):
@@ -71,17 +72,14 @@ class Texts:
 
 
 class Codec:
-    def decode(self, codes_BTQ):
-        self.codes = codes_BTQ
-        return np.repeat(codes_BTQ[:, :, 0].astype(np.float32), SPEC.hop_length, axis=1)
-
     def decode_stream(self, pieces):
-        return map(self.decode, pieces)
+        for self.codes in pieces:
+            yield np.repeat(self.codes[:, :, 0].astype(np.float32), SPEC.hop_length, axis=1)
 
 
-def chain(**kwargs):
-    stages = {name: Recorder(name) for name in ("semantic", "coarse", "fine", "parallel")}
-    return Chain(token_spec=SPEC, mulan=Texts(), acoustic=Codec(), **stages, **kwargs)
+def chain(spec=SPEC, **kwargs):
+    stages = {name: Recorder(name, spec) for name in ("semantic", "coarse", "fine", "parallel")}
+    return Chain(token_spec=spec, mulan=Texts(), acoustic=Codec(), **stages, **kwargs)
 
 
 def clip(prompt="a", seconds=1.0, seed=5, **kwargs):
@@ -343,6 +341,50 @@ def test_bad_clips_are_named():
     given = dataclasses.replace(given, semantic_T=np.zeros(3, np.int32))
     with pytest.raises(ValueError, match="2 acoustic frames for each"):
         chain().plan(clip(seconds=2.0, continuation=given))
+
+
+TUNED = dataclasses.replace(
+    SPEC, num_melody_codebooks=2, melody_codebook_size=9, num_melody_embeddings=3
+)
+MELODY = np.arange(6).reshape(3, 2)
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
+def test_a_melody_is_heard_in_every_window_whatever_the_text(decoding):
+    music = chain(spec=TUNED)
+    told = clip("one", 2.0, story=((0.35, "three"),), melody_EQ=MELODY, decoding=decoding)
+    other = clip("one", 1.0, melody_EQ=MELODY + 1, decoding=decoding)
+    codes_of(music, told, other)
+    tuned = [music.semantic, *([music.coarse] if decoding == "autoregressive" else [])]
+    for stage in tuned:
+        assert len(stage.calls) > 3
+        heard = [row for call in stage.calls for row in call.condition["melody"]]
+        assert {row.tobytes() for row in heard} == {MELODY.tobytes(), (MELODY + 1).tobytes()}
+        assert any(len(np.unique(call.condition["melody"])) == 7 for call in stage.calls)
+
+
+def test_a_stream_keeps_its_melody():
+    wanted = clip(seconds=1.0, melody_EQ=MELODY)
+    whole_T = whole_of(chain(spec=TUNED, fixed_rows=True), wanted)
+    heard_T = np.concatenate(list(stream_of(chain(spec=TUNED, fixed_rows=True), wanted)))
+    np.testing.assert_array_equal(heard_T, whole_T)
+
+
+@pytest.mark.parametrize(
+    ("spec", "melody", "words"),
+    [
+        (SPEC, MELODY, "takes none: leave it out"),
+        (TUNED, None, r"wants a melody, and none is given: give .* \(3, 2\)"),
+        (TUNED, MELODY[:2], r"is int64 \(2, 2\): give codes, integers \(3, 2\)"),
+        (TUNED, MELODY[None], r"int64 \(1, 3, 2\)"),
+        (TUNED, MELODY.astype(float), "is float64"),
+        (TUNED, MELODY - 1, "from -1 to 4: give codes from 0 to 8"),
+        (TUNED, MELODY + 4, "from 4 to 9: give codes from 0 to 8"),
+    ],
+)
+def test_wrong_melodies_are_named(spec, melody, words):
+    with pytest.raises(UserError, match=words):
+        chain(spec=spec).plan(clip(melody_EQ=melody))
 
 
 def test_sampler_needs_nothing_of_training():

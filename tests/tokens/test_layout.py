@@ -36,6 +36,9 @@ specs = st.builds(
     semantic_vocab_size=st.integers(1, 9),
     num_mulan_codebooks=st.integers(1, 4),
     mulan_codebook_size=st.integers(1, 9),
+    num_melody_codebooks=st.integers(0, 2),
+    melody_codebook_size=st.integers(1, 9),
+    num_melody_embeddings=st.integers(1, 3),
     semantic_frame_rate=st.sampled_from([25, 50]),
     semantic_window_seconds=st.sampled_from([0.2, 0.4]),
     coarse_window_seconds=st.sampled_from([0.08, 0.2]),
@@ -56,6 +59,55 @@ def test_lengths_are_the_papers(stage, length, prefix):
     layout = StageLayout.of(stage, TokenSpec())
     assert (layout.sequence_length, layout.prefix_length) == (length, prefix)
     assert len(layout.times) == length
+
+
+@pytest.mark.parametrize(
+    ("stage", "sources", "prefix"),
+    [
+        ("semantic", ["mulan", "melody"], 12 + 72),
+        ("coarse", ["mulan", "melody", "semantic"], 12 + 72 + 250),
+        ("fine", ["acoustic"], 600),
+        ("parallel", ["mulan", "semantic"], 12 + 250),
+    ],
+)
+def test_a_melody_follows_the_text(stage, sources, prefix):
+    plain = StageLayout.of(stage, TokenSpec())
+    layout = StageLayout.of(stage, TokenSpec(num_melody_codebooks=24))
+    assert [segment.source for segment in layout.prefix] == sources
+    assert layout.prefix_length == prefix
+    assert layout.target == plain.target
+    more = 24 * 512 if "melody" in sources else 0
+    assert layout.target_offset == plain.target_offset + more
+    assert layout.vocab_size == plain.vocab_size + more
+    # For the clip as a whole, as the text: nothing else is at another moment than before.
+    assert np.trim_zeros(layout.times).tolist() == np.trim_zeros(plain.times).tolist()
+
+
+def test_a_melody_has_identifiers_of_its_own():
+    spec = TokenSpec(
+        num_mulan_codebooks=2,
+        mulan_codebook_size=4,
+        num_melody_codebooks=2,
+        melody_codebook_size=3,
+        num_melody_embeddings=2,
+        semantic_vocab_size=5,
+        semantic_window_seconds=0.04,
+    )
+    codes = {
+        "mulan": np.array([[0, 3]]),
+        "melody": np.array([[[0, 1], [2, 2]]]),
+        "semantic": np.array([[4]]),
+    }
+    layout = StageLayout.semantic(spec)
+    ids = layout.flatten(codes)
+    #         mulan: 2, 2 + 4 + 3    melody from 10, levels 3 apart    semantic from 16
+    np.testing.assert_array_equal(ids, [[2, 9, 10, 13 + 1, 10 + 2, 13 + 2, 16 + 4]])
+    dropped = layout.drop_condition(ids, np.array([True]))
+    np.testing.assert_array_equal(dropped, [[layouts.NULL] * 6 + [20]])
+    with pytest.raises(ValueError, match=r"'melody'.*2 frames of at least 2 levels"):
+        layout.flatten(codes | {"melody": codes["melody"][:, :1]})
+    with pytest.raises(ValueError, match="no 'melody'"):
+        layout.flatten({"mulan": codes["mulan"], "semantic": codes["semantic"]})
 
 
 @settings(max_examples=60, deadline=None)
@@ -169,7 +221,8 @@ def test_aligned_is_what_the_prefix_has_at_the_moment_of_the_next_token(spec, st
         wanted = [p for p in range(first) if times[p] == times[position + 1]]
         assert found.tolist() == (list(range(first)) if stage == "semantic" else wanted)
     count = {
-        "semantic": spec.num_mulan_codebooks,
+        "semantic": spec.num_mulan_codebooks
+        + spec.num_melody_codebooks * spec.num_melody_embeddings,
         "coarse": 1,
         "fine": spec.num_coarse_codebooks,
         "parallel": 1,

@@ -31,9 +31,9 @@ SPEC = TokenSpec(
 STEPS = 240
 
 
-def task(**kwargs):
+def task(layout=None, **kwargs):
     config = TokenLMConfig(
-        layout=LAYOUT,
+        layout=layout or LAYOUT,
         transformer=TransformerConfig(
             num_layers=2,
             model_dim=32,
@@ -88,6 +88,35 @@ def test_learns_the_target_from_its_condition(trained):
     assert after["accuracy"] > 0.85
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["learning_rate"] < 1e-3
+
+
+@pytest.mark.slow
+def test_learns_a_tune_from_the_melody_and_only_from_there():
+    """The semantic codes are the melody's, embedding by embedding, level by level."""
+
+    def batch(layout, seed):
+        rng = np.random.default_rng(seed)
+        mulan, melody = rng.integers(0, CODES, (32, 1)), rng.integers(0, CODES, (32, 3, 2))
+        codes = {"mulan": mulan, "melody": melody, "semantic": melody.reshape(32, 6)}
+        return {"tokens": layout.flatten(codes)}
+
+    def loss(num_melody_codebooks):
+        spec = dataclasses.replace(
+            SPEC,
+            num_melody_codebooks=num_melody_codebooks,
+            melody_codebook_size=CODES,
+            semantic_window_seconds=0.24,
+        )
+        layout = StageLayout.semantic(spec)
+        lm = task(layout)
+        state = jax.jit(lm.init)(jax.random.key(0), batch(layout, 0))
+        step = jax.jit(lm.step, donate_argnums=0)
+        for i in range(STEPS):
+            state, _ = step(state, batch(layout, i), jax.random.key(i))
+        return jax.jit(lm.evaluate)(state, batch(layout, 10**6), jax.random.key(0))["loss"]
+
+    assert loss(0) > 0.95 * math.log(CODES)
+    assert loss(2) < 0.1 * math.log(CODES)
 
 
 def test_metrics_name_the_codecs_levels(trained):

@@ -203,6 +203,7 @@ def _stage() -> Iterator[dict[str, Any]]:
         **_sizes(shapes["params"]),
         "vocab_size": layout.vocab_size,
         "prefix_length": layout.prefix_length,
+        **{f"prefix_{segment.source}": segment.length for segment in layout.prefix},
         "target_length": layout.sequence_length - layout.prefix_length,
         "sequence_length": layout.sequence_length,
         "target_levels": layout.target_levels,

@@ -23,6 +23,7 @@ class Line:
     best_of: int
     story: Sequence[tuple[float, str]] = ()
     continuation: str | None = None
+    melody: str | None = None
 
     def digest(self, model: str) -> str:
         """SHA-256 of all that decides how it sounds.
@@ -31,23 +32,27 @@ class Line:
           model: digest of the bundle.
 
         Raises:
-          UserError: the sound that it continues can't be read.
+          UserError: a file that it names can't be read.
         """
         record = dataclasses.asdict(self) | {"model": model}
-        if self.continuation is not None:
+        for name in FILES:
+            if record[name] is None:
+                continue
             try:
-                sound = pathlib.Path(self.continuation).read_bytes()
+                content = pathlib.Path(record[name]).read_bytes()
             except (OSError, ValueError) as error:  # ValueError: no file could have such a name
                 raise errors.UserError(
-                    f"cannot read {self.continuation!r} ({error}): check the path"
+                    f"cannot read {record[name]!r} ({error}): check the path"
                 ) from error
-            record["continuation"] = hashlib.sha256(sound).hexdigest()
+            record[name] = hashlib.sha256(content).hexdigest()
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Line))
 # Those that a job says for the lines that do not.
 DEFAULTS = ("seconds", "seed", "sampling", "decoding", "best_of")
+# Those that name a file.
+FILES = ("continuation", "melody")
 
 
 def read(path: str) -> list[bytes]:
@@ -97,12 +102,13 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
     story = record.get("story", [])
     if not isinstance(story, list) or not all(isinstance(part, list) for part in story):
         raise errors.UserError('story is no list of pairs: write it like [[15, "louder"]]')
-    continuation = record.get("continuation")
-    if not isinstance(continuation, str | None):
-        raise errors.UserError(f"continuation is {continuation!r}: give the path of a sound file")
     fields = {**defaults, **record, "sampling": sampling, "story": tuple(map(tuple, story))}
-    if continuation is not None:
-        fields["continuation"] = str(folder / continuation)
+    for name in FILES:
+        path = record.get(name)
+        if not isinstance(path, str | None):
+            raise errors.UserError(f"{name} is {path!r}: give the path of a file")
+        if path is not None:
+            fields[name] = str(folder / path)
     request = api.Request(
         (fields["prompt"],),
         fields["seconds"],

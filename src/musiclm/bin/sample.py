@@ -3,7 +3,8 @@
 A line is a JSON object with "prompt" and, if they are to differ from the gin file's, "seconds",
 "seed", "sampling" by stage, "decoding" ("autoregressive" or "parallel") and "best_of" (so many are
 made, and the one is kept that is nearest to its text by MuLan); "story" has [second, text] pairs
-that take over from the prompt, and "continuation" names a sound file that the clip begins with.
+that take over from the prompt, "continuation" names a sound file that the clip begins with, and
+"melody" a .npy file of a melody's codes, for a model that wants one.
 What comes of a line depends on the line, the model and ROWS alone.
 """
 
@@ -104,13 +105,15 @@ def sample(
         if value < 1:
             raise errors.UserError(f"{name} is {value}: give 1 or more")
     import jax
+    import numpy as np
 
     process, num_processes = jax.process_index(), jax.process_count()
     output = sampled.Folder(out, process, num_processes)
     loaded = api.MusicLM.from_pretrained(model, rows=rows)
     values = (seconds, seed, sampling or {}, decoding, best_of)
     defaults = dict(zip(prompts.DEFAULTS, values, strict=True))
-    loaded.plans("defaults", **defaults)  # a mistake in them is no line's
+    melody = None if loaded.melody_shape is None else np.zeros(loaded.melody_shape, np.int32)
+    loaded.plans("defaults", **defaults, melody=melody)  # a mistake in them is no line's
     jobs, there = [], 0
     for number, text in enumerate(texts, start=1):
         if not text.strip() or (number - 1) % num_processes != process:
@@ -149,7 +152,7 @@ def _round(
     clips = model.render(plans, meter)
     for number, line, digest, candidates in planned:
         clip = model.best(list(itertools.islice(clips, len(candidates))))
-        more = ("sampling", "continuation")
+        more = ("sampling", *prompts.FILES)
         told = {name: getattr(line, name) for name in more if getattr(line, name)}
         told = {**clip.provenance, **told, "sample_rate": clip.sample_rate}
         output.add(number, digest, clip, told)

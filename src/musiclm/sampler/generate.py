@@ -1,5 +1,8 @@
 """From text to sound: MuLan's codes of a text through the stages and the codec.
 
+Where the stages are made for it, the codes of a melody follow those of the text; they hold for the
+whole clip, whatever its texts.
+
 The acoustic codes are decoded one after the other, by the coarse and the fine stage, or in parallel
 by SoundStorm, which stands for both: each clip says which.
 
@@ -16,7 +19,7 @@ acoustic stages the continuation of AudioLM):
 Semantic, coarse and parallel codes of a clip are the beginning of those of a longer one; so are the
 fine codes of every window but the last, which ends where the clip does.
 
-Shapes: W semantic steps, T frames, Q levels.
+Shapes: W semantic steps, E embeddings of a melody, T frames, Q levels.
 """
 
 import dataclasses
@@ -28,6 +31,7 @@ from typing import Protocol
 
 import numpy as np
 
+from musiclm.errors import UserError
 from musiclm.sampler import batches, windows
 from musiclm.sampler.logits import Sampling
 from musiclm.token_spec import TokenSpec
@@ -51,11 +55,8 @@ class TextTokenizer(Protocol):
 class AcousticDecoder(Protocol):
     """What generation asks of the codec's tokenizer."""
 
-    def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
-        """The waveforms of codes, f32 [B, T · hop]."""
-
     def decode_stream(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same of codes that come in pieces."""
+        """Codes [B, T, Q] in pieces to f32 samples [B, T · hop], in pieces as well."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ class Clip:
       story: (second, text) in the order of time: texts that take over from `prompt`. They do so at
         the semantic step that is nearest, every 15 s at the paper's size.
       continuation: what it begins with.
+      melody_EQ: the codes of its melody, integers, for stages that are conditioned on one.
     """
 
     prompt: str
@@ -106,6 +108,7 @@ class Clip:
     decoding: str = "autoregressive"
     story: tuple[tuple[float, str], ...] = ()
     continuation: Continuation | None = None
+    melody_EQ: np.ndarray | None = None
 
     def __post_init__(self):
         if not (math.isfinite(self.seconds) and self.seconds > 0):
@@ -232,12 +235,14 @@ class Chain:
         """Looks a clip through and encodes its texts.
 
         Raises:
-          UserError: a text is longer than MuLan's tower takes.
+          UserError: a text is longer than MuLan's tower takes, or the clip has a melody where the
+            stages take none, none where they need one, or one of other codes.
           ValueError: the clip is not longer than what it continues, or there is no SoundStorm for
             it.
         """
         if missing := [stage for stage in clip.stages if getattr(self, stage) is None]:
             raise ValueError(f"Clip.decoding is {clip.decoding!r}, and no stage {missing} is there")
+        self._check_melody(clip.melody_EQ)
         # A whole number of semantic frames, and at least one window for the fine stage to see.
         num_frames = math.ceil(clip.seconds * self.token_spec.acoustic_frame_rate)
         num_frames = max(num_frames, self._fine_window)
@@ -289,9 +294,13 @@ class Chain:
         return [track.codes_TQ for track in tracks]
 
     def decode(self, plan: Plan, codes_TQ: np.ndarray) -> np.ndarray:
-        """The waveform of a clip's acoustic codes, f32 [round(seconds · sample rate)]."""
+        """The waveform of a clip's acoustic codes, f32 [round(seconds · sample rate)].
+
+        As a stream: memory and compiled shapes are those of a piece, whatever the length.
+        """
         length = round(plan.clip.seconds * self.token_spec.sample_rate)
-        return np.asarray(self.acoustic.decode(codes_TQ[None]))[0, :length]
+        pieces = list(self.acoustic.decode_stream([codes_TQ[None]]))
+        return np.concatenate(pieces, axis=1)[0, :length]
 
     def compile(self, plans: Sequence[Plan], rows: int) -> None:
         """Compiles ahead what `compose` needs for such clips, with so many rows a device."""
@@ -340,7 +349,7 @@ class Chain:
             seed=plan.clip.seed,
             sampling=plan.clip.sampling.semantic,
             windows=self.steps.windows(plan.num_semantic, plan.texts),
-            condition=lambda window: {"mulan": plan.mulan_WQ[window.index]},
+            condition=lambda window: self._clip_codes(plan, window.index),
             codes_TQ=plan.semantic_T[:, None],
         )
 
@@ -350,7 +359,8 @@ class Chain:
         def condition(window: windows.Window) -> dict[str, np.ndarray]:
             first, last = window.start // self._ratio, self.semantic_frames(window)
             step = self.steps.at((first + last) // 2)
-            return {"mulan": plan.mulan_WQ[step], "semantic": semantic.codes_TQ[first:last, 0]}
+            semantic_T = semantic.codes_TQ[first:last, 0]
+            return {**self._clip_codes(plan, step), "semantic": semantic_T}
 
         return batches.Part(
             seed=plan.clip.seed,
@@ -359,6 +369,32 @@ class Chain:
             condition=condition,
             codes_TQ=plan.acoustic_TQ[:, : getattr(self, stage).layout.target_levels],
         )
+
+    def _clip_codes(self, plan: Plan, step: int) -> dict[str, np.ndarray]:
+        """What holds at a semantic step: the codes of the text and, if there is one, the melody."""
+        melody_EQ = plan.clip.melody_EQ
+        melody = {} if melody_EQ is None else {"melody": melody_EQ}
+        return {"mulan": plan.mulan_WQ[step], **melody}
+
+    def _check_melody(self, melody_EQ: np.ndarray | None) -> None:
+        spec, shape = self.token_spec, self.token_spec.melody_shape
+        if shape is None:
+            if melody_EQ is not None:
+                raise UserError("a melody is given, and this model takes none: leave it out")
+            return
+        if melody_EQ is None:
+            raise UserError(
+                f"this model wants a melody, and none is given: give its codes, integers {shape}"
+            )
+        if melody_EQ.shape != shape or not np.issubdtype(melody_EQ.dtype, np.integer):
+            raise UserError(
+                f"the melody is {melody_EQ.dtype} {melody_EQ.shape}: give codes, integers {shape}"
+            )
+        if melody_EQ.min() < 0 or melody_EQ.max() >= spec.melody_codebook_size:
+            raise UserError(
+                f"the melody has codes from {melody_EQ.min()} to {melody_EQ.max()}: give codes "
+                f"from 0 to {spec.melody_codebook_size - 1}"
+            )
 
     def semantic_frames(self, window: windows.Window) -> int:
         """How many semantic frames must be there for a window of the coarse or parallel stage."""

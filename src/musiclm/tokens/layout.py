@@ -34,8 +34,9 @@ class Segment:
     """A run of codes of one source.
 
     Attributes:
-      source: "mulan", "semantic" or "acoustic": where the codes come from.
-      num_frames: in time; 1 for MuLan, whose codes are for the clip as a whole.
+      source: "mulan", "melody", "semantic" or "acoustic": where the codes come from.
+      num_frames: in time; 1 for MuLan, whose codes are for the clip as a whole. So are those of a
+        melody, whose frames are its embeddings.
       first_level, num_levels: which of the source's levels.
       codebook_size: codes a level.
       frames_per_time: frames that share a step of `StageLayout.times`; 0 if not in time.
@@ -75,18 +76,22 @@ class StageLayout:
 
     @classmethod
     def semantic(cls, token_spec: TokenSpec) -> "StageLayout":
-        """MuLan codes, then semantic codes (MusicLM, section 3.2)."""
+        """MuLan codes, then semantic codes (MusicLM, section 3.2).
+
+        Where the spec has melodies, their codes follow MuLan's, here and in the coarse stage.
+        """
         frames = token_spec.semantic_frames(token_spec.semantic_window_seconds)
         return cls(
             stage="semantic",
-            prefix=(_mulan(token_spec),),
+            prefix=(_mulan(token_spec), *_melody(token_spec)),
             target=_semantic(token_spec, frames),
         )
 
     @classmethod
     def coarse(cls, token_spec: TokenSpec) -> "StageLayout":
         """MuLan and semantic codes, then the first acoustic levels (MusicLM, section 3.2)."""
-        return cls._after_semantic("coarse", token_spec, token_spec.num_coarse_codebooks)
+        condition = (_mulan(token_spec), *_melody(token_spec))
+        return cls._after_semantic("coarse", token_spec, condition, token_spec.num_coarse_codebooks)
 
     @classmethod
     def fine(cls, token_spec: TokenSpec) -> "StageLayout":
@@ -103,9 +108,11 @@ class StageLayout:
     def parallel(cls, token_spec: TokenSpec) -> "StageLayout":
         """MuLan and semantic codes, then all acoustic levels: SoundStorm's, coarse and fine in one.
 
-        A window is as long as the coarse stage's.
+        A window is as long as the coarse stage's. A melody is heard through the semantic codes
+        alone: SoundStorm sums what holds for the clip, and with it the order of the embeddings.
         """
-        return cls._after_semantic("parallel", token_spec, token_spec.num_acoustic_codebooks)
+        condition, num_levels = (_mulan(token_spec),), token_spec.num_acoustic_codebooks
+        return cls._after_semantic("parallel", token_spec, condition, num_levels)
 
     @classmethod
     def of(cls, stage: str, token_spec: TokenSpec) -> "StageLayout":
@@ -119,12 +126,14 @@ class StageLayout:
         return getattr(cls, stage)(token_spec)
 
     @classmethod
-    def _after_semantic(cls, stage: str, token_spec: TokenSpec, num_levels: int) -> "StageLayout":
+    def _after_semantic(
+        cls, stage: str, token_spec: TokenSpec, condition: tuple[Segment, ...], num_levels: int
+    ) -> "StageLayout":
         frames = token_spec.semantic_frames(token_spec.coarse_window_seconds)
         ratio = token_spec.acoustic_frame_rate // token_spec.semantic_frame_rate
         return cls(
             stage=stage,
-            prefix=(_mulan(token_spec), _semantic(token_spec, frames)),
+            prefix=(*condition, _semantic(token_spec, frames)),
             target=_acoustic(token_spec, frames * ratio, 0, num_levels, frames_per_time=ratio),
         )
 
@@ -199,8 +208,8 @@ class StageLayout:
         """The sequence of raw codes.
 
         Args:
-          codes: "mulan" [B, Q], "semantic" [B, T], "acoustic" [B, T, Q] as the stage needs them,
-            integers; levels that it does not use may be there too.
+          codes: "mulan" [B, Q], "melody" [B, T, Q], "semantic" [B, T], "acoustic" [B, T, Q] as the
+            stage needs them, integers; levels that it does not use may be there too.
 
         Returns:
           Identifiers, int32 [B, sequence_length].
@@ -255,6 +264,20 @@ def _mulan(spec: TokenSpec) -> Segment:
         codebook_size=spec.mulan_codebook_size,
         frames_per_time=0,
     )
+
+
+def _melody(spec: TokenSpec) -> tuple[Segment, ...]:
+    """One segment, or none."""
+    if not spec.num_melody_codebooks:
+        return ()
+    segment = Segment(
+        source="melody",
+        num_frames=spec.num_melody_embeddings,
+        num_levels=spec.num_melody_codebooks,
+        codebook_size=spec.melody_codebook_size,
+        frames_per_time=0,
+    )
+    return (segment,)
 
 
 def _semantic(spec: TokenSpec, num_frames: int) -> Segment:

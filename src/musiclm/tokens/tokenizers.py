@@ -9,7 +9,7 @@ B: batch, T: samples or frames, Q: levels, D: width.
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -272,3 +272,20 @@ class MuLanTokenizer:
     def encode_text(self, texts: Sequence[str], *, overlong: str = "error") -> np.ndarray:
         """Texts to int32 codes [B, Q]; for `overlong` see `WordPiece.encode`."""
         return self.quantize(self.embed_text(texts, overlong=overlong), "text")
+
+
+class MelodyTokenizer(Protocol):
+    """What a melody model has to be for stages that are conditioned on one; there is none here.
+
+    MusicLM's embeds 4 s every 3 s, so that three embeddings tell of 10 s, and quantizes them.
+
+    Attributes:
+      sample_rate: Hz.
+      window_seconds: of sound that it takes.
+    """
+
+    sample_rate: int
+    window_seconds: float
+
+    def encode(self, waveform_BT: np.ndarray) -> np.ndarray:
+        """f32 windows at `sample_rate` to int32 codes [B, embeddings, Q]."""

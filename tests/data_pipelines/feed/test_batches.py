@@ -12,7 +12,15 @@ import sys
 import numpy as np
 import pytest
 import seqio
-from tiny_data_sets import SAMPLE_RATE, SPEC, TOKEN_STREAMS, token_record, write_data_set
+from tiny_data_sets import (
+    MELODY_STREAMS,
+    SAMPLE_RATE,
+    SPEC,
+    TOKEN_STREAMS,
+    melody_record,
+    token_record,
+    write_data_set,
+)
 
 from data_pipelines import manifest, shards
 from data_pipelines.feed import batches, examples, rows, tasks
@@ -31,13 +39,13 @@ def corpus(folder, name="first", **options):
     return tasks.Corpus(name=name, splits={"train": str(folder)}, **options)
 
 
-def sequences(corpora, steps, start_step=0, num_hosts=1, stage="coarse", **options):
+def sequences(corpora, steps, start_step=0, num_hosts=1, stage="coarse", spec=SPEC, **options):
     """Global batches [steps, B, S], put together from the hosts'."""
     options = {"conditioning": "mixed", "seed": 3, "batch_size": BATCH} | options
     hosts = [
         batches.token_sequences(
             corpora=corpora,
-            layout=StageLayout.of(stage, SPEC),
+            layout=StageLayout.of(stage, spec),
             start_step=start_step,
             host=host,
             num_hosts=num_hosts,
@@ -100,6 +108,22 @@ def test_the_sequence_is_the_layouts(tokens, stage):
     seed = int(rows.hash64(3, rows.Purpose.COMPONENT, 0)[0] >> np.uint64(1))
     codes = data.make(rows.rows_of(5, batch_size=BATCH), seed=seed, shuffle=True)
     np.testing.assert_array_equal(batch, layout.flatten(codes))
+
+
+def test_a_melody_is_in_the_sequence(tmp_path):
+    spec = dataclasses.replace(
+        SPEC, num_melody_codebooks=3, melody_codebook_size=20, num_melody_embeddings=2
+    )
+    folder = write_data_set(tmp_path / "tunes", MELODY_STREAMS, melody_record)
+    tuned, plain = (
+        sequences([corpus(folder)], 1, conditioning="audio", spec=spec)[0] for spec in (spec, SPEC)
+    )
+    found = StageLayout.coarse(spec).unflatten(tuned)
+    wanted = StageLayout.coarse(SPEC).unflatten(plain)
+    for source, codes in wanted.items():
+        np.testing.assert_array_equal(found[source], codes)
+    np.testing.assert_array_equal(found["melody"][:, 0, :2], wanted["mulan"])
+    assert (found["melody"][:, :, 2] == [0, 1]).all()
 
 
 def test_the_registry_has_what_training_reads(tokens):

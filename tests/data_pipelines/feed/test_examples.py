@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data_sets import (
     AUDIO_STREAMS,
+    MELODY_STREAMS,
     SAMPLE_RATE,
     SPEC,
     TOKEN_STREAMS,
     WINDOW_SECONDS,
     audio_record,
+    melody_record,
     token_record,
     write_data_set,
 )
@@ -124,6 +126,50 @@ def test_captions_are_drawn_by_their_weights(tokens):
 def test_caption_weights_are_checked(tokens, weights):
     with pytest.raises(ValueError, match="caption_weights"):
         TokenExamples(tokens, StageLayout.coarse(SPEC), caption_weights=weights)
+
+
+@pytest.fixture(scope="module")
+def melodies(tmp_path_factory):
+    return write_data_set(tmp_path_factory.mktemp("m") / "m", MELODY_STREAMS, melody_record)
+
+
+TUNED = dataclasses.replace(
+    SPEC, num_melody_codebooks=2, melody_codebook_size=20, num_melody_embeddings=2
+)
+
+
+@pytest.mark.parametrize("conditioning", ["audio", "mixed"])
+def test_a_melody_is_that_of_the_window_whatever_the_words(melodies, conditioning):
+    layout, rows_R = StageLayout.semantic(TUNED), ROWS[:400]
+    batch = make(TokenExamples(melodies, layout, conditioning=conditioning), rows_R)
+    mulan_RQ, melody_REQ = batch["mulan"].astype(int), batch["melody"]
+    assert melody_REQ.shape == (400, 2, 2)  # a level is left out
+    assert (melody_REQ[:, 0] == melody_REQ[:, 1]).all()
+    np.testing.assert_array_equal(melody_REQ[:, 0, 1], mulan_RQ[:, 1])
+    of_sound_R = mulan_RQ[:, 0] < 200
+    assert of_sound_R.all() == (conditioning == "audio")
+    np.testing.assert_array_equal(melody_REQ[of_sound_R, 0, 0], mulan_RQ[of_sound_R, 0])
+    np.testing.assert_array_equal(layout.unflatten(layout.flatten(batch))["melody"], melody_REQ)
+    # What else a row has is what it has without.
+    layout = StageLayout.semantic(SPEC)
+    plain = make(TokenExamples(melodies, layout, conditioning=conditioning), rows_R)
+    assert plain.keys() == {"mulan", "semantic"}
+    for source, codes in plain.items():
+        np.testing.assert_array_equal(codes, batch[source])
+
+
+def test_melodies_that_do_not_fit_are_refused(tokens, melodies):
+    def layout(**sizes):
+        return StageLayout.semantic(dataclasses.replace(TUNED, **sizes))
+
+    with pytest.raises(shards.ShardError, match=r"lacks the streams \['melody'\]"):
+        TokenExamples(tokens, layout())
+    with pytest.raises(shards.ShardError, match="by 2 embeddings, and the stage needs 3"):
+        TokenExamples(melodies, layout(num_melody_embeddings=3))
+    with pytest.raises(shards.ShardError, match="3 levels of melody codes, and the stage needs 4"):
+        TokenExamples(melodies, layout(num_melody_codebooks=4))
+    with pytest.raises(shards.ShardError, match="melody code 19, and the run's codebooks have 9"):
+        make(TokenExamples(melodies, layout(melody_codebook_size=9)))
 
 
 def test_sound_is_cropped_anywhere(sound):

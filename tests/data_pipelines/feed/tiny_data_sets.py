@@ -27,6 +27,10 @@ TOKEN_STREAMS = {
     "mulan": shards.Stream(dtype="uint16", shape=(WINDOW_SECONDS - 9, 2), rate=1),
     "text": shards.Stream(dtype="uint16", shape=(-1, 3)),
 }
+# What a data set has besides where a melody model was at work: two embeddings a MuLan window.
+MELODY_STREAMS = TOKEN_STREAMS | {
+    "melody": shards.Stream(dtype="uint16", shape=(WINDOW_SECONDS - 9, 2, 3), rate=1)
+}
 AUDIO_STREAMS = {
     "key": shards.Stream(dtype=shards.JSON),
     "audio": shards.Stream(dtype="int16", shape=(WINDOW_SECONDS * SAMPLE_RATE,), rate=SAMPLE_RATE),
@@ -47,6 +51,12 @@ def token_record(record):
             : 0 if record % 5 == 4 else None
         ].reshape(-1, 3),
     }
+
+
+def melody_record(record):
+    """The same with melody codes that tell window, record and embedding."""
+    melody = [[[w, record, embedding] for embedding in (0, 1)] for w in range(WINDOW_SECONDS - 9)]
+    return token_record(record) | {"melody": np.array(melody)}
 
 
 def audio_record(record):
