@@ -37,7 +37,7 @@ def test_is_small_enough_for_a_repository():
 
 def test_codec_keeps_the_spectrum(gm_mini, real):
     codec = tokenizers.AcousticTokenizer.load(gm_mini.components["soundstream"])
-    quality = codec_quality.measure(codec, real[0], levels=(1, codec.num_codebooks))
+    quality = codec_quality.measure(codec, real[0][:4], levels=(1, codec.num_codebooks))
     one, all_levels = (quality[q].log_mel_distance_db_N.mean() for q in quality)
     assert all_levels < 5.0
     assert all_levels < one - 1.0

@@ -41,7 +41,8 @@ def _batch(seed, size=12):
 @pytest.fixture(scope="module")
 def trained():
     state = first = jax.jit(TASK.init)(jax.random.key(0), _batch(0))
-    step = jax.jit(TASK.step)
+    # So many steps pay for LLVM's optimisation, which the tests leave out elsewhere.
+    step = jax.jit(TASK.step, compiler_options={"xla_backend_optimization_level": 2})
     for i in range(450):
         state, metrics = step(state, _batch(i), jax.random.key(i))
     return first, state, metrics
