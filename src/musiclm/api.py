@@ -32,6 +32,8 @@ DEFAULT_MODEL = "gm-mini"
 STAGES = ("semantic", "coarse", "fine", "parallel")
 # How acoustic tokens are decoded: by the coarse and the fine stage, or in parallel by SoundStorm.
 DECODINGS = ("autoregressive", "parallel")
+# What token-by-token stages can keep as int8, to read less for a little quality.
+INT8 = ("weights", "cache")
 # What may be said of each stage's drawing.
 SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 MAX_SECONDS = 300.0
@@ -141,10 +143,11 @@ class MusicLM:
       name: of its bundle.
       digest: of its bundle, SHA-256.
       rows: that a stage always decodes at once on each device; None for as many as there are.
+      int8: what is kept as int8, of `INT8`.
       sample_rate: of what it generates, in Hz.
     """
 
-    def __init__(self, bundle: Bundle, *, rows: int | None = None):
+    def __init__(self, bundle: Bundle, *, rows: int | None = None, int8: Sequence[str] = ()):
         """Builds the chain of a bundle; see `from_pretrained`."""
         from musiclm.sampler import decode, generate, parallel, stages
         from musiclm.tokens import tokenizers
@@ -152,31 +155,37 @@ class MusicLM:
         parts = bundle.components
         mesh = decode.make_mesh()
 
-        def stage(part: str, kind: Callable = stages.Stage):
-            return kind(parts[part].config, parts[part].variables["params"], mesh)
+        def stage(part: str, kind: Callable = stages.Stage, **options: bool):
+            return kind(parts[part].config, parts[part].variables["params"], mesh, **options)
 
         self.name = bundle.name
         self.digest = bundle.digest
         self.rows = rows
+        self.int8 = tuple(part for part in INT8 if part in int8)
         self.sample_rate = bundle.token_spec.sample_rate
         self._sampling = _chain_sampling(bundle.sampling, generate.ChainSampling())
         self._w2v_bert = parts["w2v_bert"]
         self._acoustic = tokenizers.AcousticTokenizer.load(parts["soundstream"])
         self._mulan = tokenizers.MuLanTokenizer.load(parts["mulan"])
+        kept = {f"int8_{part}": True for part in self.int8}
         self._chain = generate.Chain(
             token_spec=bundle.token_spec,
             mulan=self._mulan,
             acoustic=self._acoustic,
-            semantic=stage("semantic"),
-            coarse=stage("coarse"),
-            fine=stage("fine"),
+            semantic=stage("semantic", **kept),
+            coarse=stage("coarse", **kept),
+            fine=stage("fine", **kept),
             parallel=stage("soundstorm", parallel.ParallelStage) if "soundstorm" in parts else None,
             **({} if rows is None else {"max_rows": rows, "fixed_rows": True}),
         )
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, *, rows: int | None = None
+        cls,
+        name_or_path: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        rows: int | None = None,
+        int8: Sequence[str] = (),
     ) -> MusicLM:
         """Loads a bundled model by its name, or any bundle by its folder.
 
@@ -184,10 +193,16 @@ class MusicLM:
           name_or_path: of the bundle.
           rows: that a stage always decodes at once on each device, so that the samples of a clip
             depend on nothing but the clip. By default as many as there are, up to 16.
+          int8: any of "weights" and "cache", that the stages keep as int8 to read less for every
+            token: faster where that is what takes the time, and other music of the same seed.
+            SoundStorm stays as it is.
 
         Raises:
-          UserError: there is no such bundle, or it is damaged or foreign.
+          UserError: there is no such bundle, it is damaged or foreign, or `int8` names what can't
+            be.
         """
+        if not isinstance(int8, Sequence) or any(part not in INT8 for part in (*int8,)):
+            raise UserError(f"int8 is {int8!r}: give a list of any of {', '.join(INT8)}")
         from musiclm import bundle
 
         try:
@@ -198,7 +213,7 @@ class MusicLM:
                 "folder that can be read"
             ) from error
         try:
-            return cls(loaded, rows=rows)
+            return cls(loaded, rows=rows, int8=int8)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # Every file is what it was when the bundle was sealed, yet does not make a chain.
             raise UserError(
@@ -355,6 +370,7 @@ class MusicLM:
             told = {"prompt": clip.prompt, "seed": clip.seed, "seconds": clip.seconds}
             told |= {"story": clip.story} if clip.story else {}
             told |= {"decoding": clip.decoding} if clip.decoding != DECODINGS[0] else {}
+            told |= {"int8": list(self.int8)} if self.int8 else {}
             told |= {"model": self.name, "model_digest": self.digest}
             yield Waveform(_within_full_scale(samples_T), self.sample_rate, told)
 

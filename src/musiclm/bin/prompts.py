@@ -28,7 +28,7 @@ class Line:
         """SHA-256 of all that decides how it sounds.
 
         Args:
-          model: digest of the bundle.
+          model: digest of the bundle, and what of it is not as it was trained.
 
         Raises:
           UserError: the sound that it continues can't be read.
