@@ -201,7 +201,7 @@ class MusicLM:
           UserError: there is no such bundle, it is damaged or foreign, or `int8` names what can't
             be.
         """
-        if not isinstance(int8, Sequence) or any(part not in INT8 for part in (*int8,)):
+        if not isinstance(int8, Sequence) or any(part not in INT8 for part in int8):
             raise UserError(f"int8 is {int8!r}: give a list of any of {', '.join(INT8)}")
         from musiclm import bundle
 

@@ -144,7 +144,7 @@ def test_int8_weights_are_a_model_of_rounded_ones(coarse_int8, short_spans, stag
     assert (codes != teacher_forced(config, params, condition, codes)).any()
 
 
-@pytest.mark.parametrize(("stage", "rotary"), [("coarse", False), ("semantic", True)])
+@pytest.mark.parametrize(("stage", "rotary"), [("coarse", False), ("fine", True)])
 def test_an_int8_cache_is_attention_to_rounded_vectors(
     coarse_int8, short_spans, monkeypatch, stage, rotary
 ):
