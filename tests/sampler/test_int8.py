@@ -33,7 +33,7 @@ def test_each_scale_has_its_largest_number():
 
 
 @pytest.mark.parametrize("features", [1, 7, 24, 64])
-@pytest.mark.parametrize("rows", [(1,), (5,), (2, 3)])
+@pytest.mark.parametrize("rows", [(1,), (5,), (2, 3), (7, 11)])
 def test_a_product_is_that_of_the_numbers_meant(features, rows):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(*rows, features)), jnp.float32)

@@ -17,6 +17,8 @@ from jax import lax
 LARGEST = 127
 # Rows of a matrix that a CPU makes float at a time. They stay in its cache until they are used.
 BLOCK = 16
+# With more rows a product takes so long that this no longer matters.
+FEW_ROWS = 64
 
 
 class Int8(NamedTuple):
@@ -55,23 +57,22 @@ def project(x: jax.Array, kernel_MF: jax.Array | Int8) -> jax.Array:
     """[…, M] to […, F] in the dtype of `x`, by a matrix or one that is kept as int8.
 
     Args:
-      x: a few rows [N, M], or any [..., M].
+      x: such rows.
       kernel_MF: if int8, with a scale a column.
     """
     if not isinstance(kernel_MF, Int8):
         return x @ kernel_MF
-    if x.ndim == 2:
-        y = lax.platform_dependent(x, kernel_MF.values, cpu=_in_blocks, default=_at_once)
-    else:
-        y = _at_once(x, kernel_MF.values)
-    return (y * kernel_MF.scale[0]).astype(x.dtype)
+    x_NM = x.reshape(-1, x.shape[-1])
+    on_cpu = _in_blocks if len(x_NM) <= FEW_ROWS else _at_once
+    y_NF = lax.platform_dependent(x_NM, kernel_MF.values, cpu=on_cpu, default=_at_once)
+    return (y_NF * kernel_MF.scale).astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def _at_once(x: jax.Array, values_MF: jax.Array) -> jax.Array:
-    # As one dependency of both: or else XLA, in a loop, would make a float copy of all weights
-    # once and for all before it, and read that.
-    x, values_MF = lax.optimization_barrier((x, values_MF))
-    return jnp.matmul(x, values_MF.astype(x.dtype), preferred_element_type=jnp.float32)
+def _at_once(x_NM: jax.Array, values_MF: jax.Array) -> jax.Array:
+    # What hangs on both can't be moved: or else XLA would make floats of all weights once and for
+    # all before a loop of steps, and read those.
+    x_NM, values_MF = lax.optimization_barrier((x_NM, values_MF))
+    return jnp.matmul(x_NM, values_MF.astype(x_NM.dtype), preferred_element_type=jnp.float32)
 
 
 def _in_blocks(x_NM: jax.Array, values_MF: jax.Array) -> jax.Array:
