@@ -17,7 +17,7 @@ from jax import lax
 LARGEST = 127
 # Rows of a matrix that a CPU makes float at a time. They stay in its cache until they are used.
 BLOCK = 16
-# With more rows a product takes so long that this no longer matters.
+# With more rows a product takes longer than making the whole matrix float.
 FEW_ROWS = 64
 
 
