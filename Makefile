@@ -179,5 +179,6 @@ bench-train: setup-test $(PEERS)/.installed  ## Measures training steps beside P
 
 bench-sample: setup-test $(PEERS)/.installed  ## Measures sampling beside PyTorch's, gm-mini, and a GPU
 	$(BESIDE_PEERS) benchmarks/sample.py --peer-python $(PEERS)/bin/python
+	.venv/bin/python benchmarks/sample_int8.py
 	$(BESIDE_PEERS) benchmarks/codec.py --peer-python $(PEERS)/bin/python
 	.venv/bin/python benchmarks/sample_gpu.py

@@ -33,14 +33,14 @@ STAGE = token_lm.TokenLMConfig(
 PROMPT = "a slow sad piano melody in A minor"
 
 
-def weights() -> dict:
+def weights(*, int8: bool = False) -> dict:
     """Random ones, as decoding wants them."""
     ids_BS = jnp.zeros((1, STAGE.layout.sequence_length), jnp.int32)
     variables = jax.jit(token_lm.TokenLM(STAGE).init)(jax.random.key(0), ids_BS)
-    return decode.unroll(STAGE, variables["params"])
+    return decode.unroll(STAGE, variables["params"], int8_weights=int8)
 
 
-def turn_of(stage: dict, rows: int) -> train.Turn:
+def turn_of(stage: dict, rows: int, *, int8_cache: bool = False) -> train.Turn:
     """Seconds a step of the compiled loop, the prefix included."""
     mesh = decode.make_mesh()
     ids_BS = jnp.zeros((rows, STAGE.layout.sequence_length), jnp.int32)
@@ -52,7 +52,9 @@ def turn_of(stage: dict, rows: int) -> train.Turn:
     def turn(count: int) -> float:
         begun = time.perf_counter()
         for _ in range(count):
-            state = decode.start(STAGE, mesh, stage, ids_BS, prefix, guided=False)
+            state = decode.start(
+                STAGE, mesh, stage, ids_BS, prefix, guided=False, int8_cache=int8_cache
+            )
             state = decode.advance(
                 STAGE, mesh, stage, state, keys_B, given_B, STEPS, settings, filtered=False
             )

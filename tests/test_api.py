@@ -52,6 +52,23 @@ def test_sampling_reaches_the_stages(model):
     np.testing.assert_array_equal(one.samples, three.samples)
 
 
+def test_stages_may_keep_int8(model, tiny_bundle):
+    kept = musiclm.MusicLM.from_pretrained(tiny_bundle, int8=["cache", "weights"])
+    clip = kept.generate("slow piano", seconds=0.5, seed=1)
+    assert clip.provenance["int8"] == ["weights", "cache"]
+    assert clip.samples.shape == model.generate("slow piano", seconds=0.5, seed=1).samples.shape
+    # It has less to read than another of the same sizes.
+    plain = musiclm.MusicLM.from_pretrained(tiny_bundle)
+    plain.generate("slow piano", seconds=0.5, seed=1)
+    assert all(kept.bytes_read[stage] < read for stage, read in plain.bytes_read.items())
+
+
+@pytest.mark.parametrize("int8", ["weights", ("weights", "heads"), True, [["cache"]]])
+def test_wrong_parts_for_int8(tiny_bundle, int8):
+    with pytest.raises(musiclm.UserError, match="give a list of any of weights, cache"):
+        musiclm.MusicLM.from_pretrained(tiny_bundle, int8=int8)
+
+
 def test_a_bundle_may_say_how_it_is_best_sampled(tiny_bundle):
     loaded = bundle.load(tiny_bundle)
     greedy = {stage: {"temperature": 0} for stage in api.STAGES}

@@ -32,6 +32,8 @@ DEFAULT_MODEL = "gm-mini"
 STAGES = ("semantic", "coarse", "fine", "parallel")
 # How acoustic tokens are decoded: by the coarse and the fine stage, or in parallel by SoundStorm.
 DECODINGS = ("autoregressive", "parallel")
+# What token-by-token stages can keep as int8, to read less for a little quality.
+INT8 = ("weights", "cache")
 # What may be said of each stage's drawing.
 SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 MAX_SECONDS = 300.0
@@ -141,13 +143,19 @@ class MusicLM:
       name: of its bundle.
       digest: of its bundle, SHA-256.
       rows: that a stage always decodes at once on each device; None for as many as there are.
+      int8: what is kept as int8, of `INT8`.
       sample_rate: of what it generates, in Hz.
       melody_shape: (embeddings, levels) of the melody's codes that it wants; None if it takes no
         melody.
     """
 
     def __init__(
-        self, bundle: Bundle, *, rows: int | None = None, melody: MelodyTokenizer | None = None
+        self,
+        bundle: Bundle,
+        *,
+        rows: int | None = None,
+        int8: Sequence[str] = (),
+        melody: MelodyTokenizer | None = None,
     ):
         """Builds the chain of a bundle; see `from_pretrained`."""
         from musiclm.sampler import decode, generate, parallel, stages
@@ -156,12 +164,13 @@ class MusicLM:
         parts = bundle.components
         mesh = decode.make_mesh()
 
-        def stage(part: str, kind: Callable = stages.Stage):
-            return kind(parts[part].config, parts[part].variables["params"], mesh)
+        def stage(part: str, kind: Callable = stages.Stage, **options: bool):
+            return kind(parts[part].config, parts[part].variables["params"], mesh, **options)
 
         self.name = bundle.name
         self.digest = bundle.digest
         self.rows = rows
+        self.int8 = tuple(part for part in INT8 if part in int8)
         self.sample_rate = bundle.token_spec.sample_rate
         self.melody_shape = bundle.token_spec.melody_shape
         self._melody = melody
@@ -169,13 +178,14 @@ class MusicLM:
         self._w2v_bert = parts["w2v_bert"]
         self._acoustic = tokenizers.AcousticTokenizer.load(parts["soundstream"])
         self._mulan = tokenizers.MuLanTokenizer.load(parts["mulan"])
+        kept = {f"int8_{part}": True for part in self.int8}
         self._chain = generate.Chain(
             token_spec=bundle.token_spec,
             mulan=self._mulan,
             acoustic=self._acoustic,
-            semantic=stage("semantic"),
-            coarse=stage("coarse"),
-            fine=stage("fine"),
+            semantic=stage("semantic", **kept),
+            coarse=stage("coarse", **kept),
+            fine=stage("fine", **kept),
             parallel=stage("soundstorm", parallel.ParallelStage) if "soundstorm" in parts else None,
             **({} if rows is None else {"max_rows": rows, "fixed_rows": True}),
         )
@@ -186,6 +196,7 @@ class MusicLM:
         name_or_path: str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         rows: int | None = None,
+        int8: Sequence[str] = (),
         melody: MelodyTokenizer | None = None,
     ) -> MusicLM:
         """Loads a bundled model by its name, or any bundle by its folder.
@@ -194,11 +205,17 @@ class MusicLM:
           name_or_path: of the bundle.
           rows: that a stage always decodes at once on each device, so that the samples of a clip
             depend on nothing but the clip. By default as many as there are, up to 16.
+          int8: any of "weights" and "cache", that the stages keep as int8 to read less for every
+            token: faster where that is what takes the time, and other music of the same seed.
+            SoundStorm stays as it is.
           melody: makes codes of sound for a model that wants a melody; without one it takes codes.
 
         Raises:
-          UserError: there is no such bundle, or it is damaged or foreign.
+          UserError: there is no such bundle, it is damaged or foreign, or `int8` names what can't
+            be.
         """
+        if not isinstance(int8, Sequence) or any(part not in INT8 for part in int8):
+            raise UserError(f"int8 is {int8!r}: give a list of any of {', '.join(INT8)}")
         from musiclm import bundle
 
         try:
@@ -209,7 +226,7 @@ class MusicLM:
                 "folder that can be read"
             ) from error
         try:
-            return cls(loaded, rows=rows, melody=melody)
+            return cls(loaded, rows=rows, int8=int8, melody=melody)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # Every file is what it was when the bundle was sealed, yet does not make a chain.
             raise UserError(
@@ -370,6 +387,7 @@ class MusicLM:
             told = {"prompt": clip.prompt, "seed": clip.seed, "seconds": clip.seconds}
             told |= {"story": clip.story} if clip.story else {}
             told |= {"decoding": clip.decoding} if clip.decoding != DECODINGS[0] else {}
+            told |= {"int8": list(self.int8)} if self.int8 else {}
             told |= {"model": self.name, "model_digest": self.digest}
             yield Waveform(_within_full_scale(samples_T), self.sample_rate, told)
 

@@ -108,6 +108,14 @@ def test_decoding_in_parallel(soundstorm_bundle, tmp_path, capsys):
     assert json.loads((out / "manifest.jsonl").read_text())["decoding"] == "parallel"
 
 
+def test_int8(tiny_bundle, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert generate(tiny_bundle, out, "slow piano", "--int8", "weights", "--int8", "cache") == 0
+    assert json.loads((out / "manifest.jsonl").read_text())["int8"] == ["weights", "cache"]
+    assert generate(tiny_bundle, tmp_path / "out", "piano", "--int8", "heads") == 2
+    expect_one_line(capsys, "--int8")
+
+
 def test_earlier_files_with_other_names_stay(tiny_bundle, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     (tmp_path / "000.wav").write_text("replace")

@@ -378,6 +378,7 @@ def test_the_digest_is_of_all_that_decides(tmp_path):
         ({"SECONDS": "-1.0"}, "seconds is -1.0"),
         ({"SECNDS": "1.0"}, "did you mean SECONDS?"),
         ({"BEST_OF": "65"}, "best_of is 65"),
+        ({"INT8": "('weights', 'heads')"}, "give a list of any of weights, cache"),
         ({"DECODING": "'paralel'"}, "give autoregressive or parallel"),
         ({"sample.sample.sampling": "{'fine': {'heat': 1}}"}, "sampling"),
     ],
@@ -404,6 +405,17 @@ def test_a_bundle_without_a_soundstorm(tiny_bundle, folder, tmp_path, capsys):
     assert [record["line"] for record in manifest(tmp_path)] == [2]
     assert main.main([*argv, "--gin_bindings=DECODING='parallel'"]) == 2
     assert "has no SoundStorm" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_int8_makes_clips_of_its_own(tiny_bundle, folder, tmp_path):
+    """What is there of other weights is made again."""
+    write(folder / "one.jsonl", LINES[:1])
+    argv = command(tiny_bundle, folder / "one.jsonl", tmp_path)
+    for bindings, told in (([], None), (["--gin_bindings=INT8=('cache',)"], ["cache"])):
+        assert main.main([*argv, *bindings]) == 0
+        (record,) = manifest(tmp_path)
+        assert record.get("int8") == told
+    assert json.loads((tmp_path / "summary.json").read_text())["clips"] == 1
 
 
 def test_other_mistakes_are_code_2(soundstorm_bundle, folder, tmp_path, capsys):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from musiclm.models.token_lm import TokenLM, TokenLMConfig
+from musiclm.nn import attention
 from musiclm.nn.transformer import TransformerConfig
-from musiclm.sampler import decode, logits
+from musiclm.sampler import decode, int8, logits
 from musiclm.sampler.logits import Sampling
 from musiclm.sampler.stages import Stage
 from musiclm.token_spec import TokenSpec
@@ -31,6 +32,7 @@ TUNED = dataclasses.replace(
     SPEC, num_melody_codebooks=2, melody_codebook_size=9, num_melody_embeddings=3
 )
 GREEDY = Sampling(temperature=0.0)
+INT8 = {"int8_weights": True, "int8_cache": True}
 
 
 @functools.cache
@@ -89,7 +91,8 @@ def teacher_forced(config, params, condition, codes_BTQ):
         config.layout.flatten_prefix(condition),
         config.layout.flatten_target(codes_BTQ),
     )
-    scores = jax.jit(TokenLM(config).apply)(
+    # A function of its own, so that what a test puts in place of another's is compiled.
+    scores = jax.jit(lambda *arguments: TokenLM(config).apply(*arguments))(
         {"params": params}, jnp.concatenate([prefix, target], 1)
     )
     return np.asarray(scores.argmax(-1))
@@ -140,6 +143,52 @@ def test_a_melody_is_followed_as_in_training(short_spans, stage):
     np.testing.assert_array_equal(codes[1], guided_BTQK[1].argmax(-1))
     other = condition | {"melody": (condition["melody"] + 1) % 9}
     assert (Stage(config, params).generate(other, keys(0, 1), sampling) != codes).any()
+
+
+@pytest.fixture
+def coarse_int8(monkeypatch):
+    """So few values that it is heard: small models take 255 as well as all floats."""
+    jax.clear_caches()
+    monkeypatch.setattr(int8, "LARGEST", 1)
+    yield
+    jax.clear_caches()
+
+
+def rounded(x, axis):
+    return int8.dequantize(int8.quantize(jnp.asarray(x), axis), jnp.float32)
+
+
+@pytest.mark.parametrize(("stage", "gated"), [("coarse", True), ("semantic", False)])
+def test_int8_weights_are_a_model_of_rounded_ones(coarse_int8, short_spans, stage, gated):
+    config, params = model(stage, gated)
+    layers = params["decoder"]["layers"]
+    matrices = {module: layers[module] for module in ("attention", "mlp")}
+    nearest = {**layers, **jax.tree.map(lambda kernel: rounded(kernel, 1), matrices)}
+    near = {**params, "decoder": {**params["decoder"], "layers": nearest}}
+    condition = conditions(config.layout, 3)
+    stage = Stage(config, params, int8_weights=True)
+    codes = stage.generate(condition, keys(0, 1, 2), [GREEDY] * 3)
+    np.testing.assert_array_equal(codes, teacher_forced(config, near, condition, codes))
+    assert (codes != teacher_forced(config, params, condition, codes)).any()
+
+
+@pytest.mark.parametrize(("stage", "rotary"), [("coarse", False), ("fine", True)])
+def test_an_int8_cache_is_attention_to_rounded_vectors(
+    coarse_int8, short_spans, monkeypatch, stage, rotary
+):
+    config, params = model(stage, rotary=rotary)
+    condition = conditions(config.layout, 3)
+    stage = Stage(config, params, int8_cache=True)
+    codes = stage.generate(condition, keys(0, 1, 2), [GREEDY] * 3)
+    exact = teacher_forced(config, params, condition, codes)
+    attend = attention.causal_attention
+    monkeypatch.setattr(
+        attention,
+        "causal_attention",
+        lambda query, key, value, *more: attend(query, rounded(key, -1), rounded(value, -1), *more),
+    )
+    np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
+    assert (codes != exact).any()
 
 
 @pytest.mark.parametrize("prompt_frames", [1, 9])
@@ -219,10 +268,10 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("stage", ["semantic", "coarse"])
-def test_rows_of_different_settings_are_those_that_each_makes_alone(stage):
+@pytest.mark.parametrize(("stage", "kept"), [("semantic", {}), ("coarse", {}), ("coarse", INT8)])
+def test_rows_of_different_settings_are_those_that_each_makes_alone(stage, kept):
     config, params = model(stage)
-    stage = Stage(config, params)
+    stage = Stage(config, params, **kept)
     condition = conditions(config.layout, 4)
     together = stage.generate(condition, keys(0, 1, 2, 3), MIXED)
     for i, sampling in enumerate(MIXED):
@@ -239,20 +288,21 @@ def test_settings_compile_nothing():
     assert decode.decode_until._cache_size() == compiled
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_prompts_of_any_length_share_a_batch(short_spans, guidance):
+@pytest.mark.parametrize(("guidance", "kept"), [(1.0, {}), (3.0, {}), (3.0, INT8)])
+def test_prompts_of_any_length_share_a_batch(short_spans, guidance, kept):
     """Whether a prompt is looked at in one go or step by step, it is kept and continued."""
     config, params = model("coarse")
     condition = conditions(config.layout, 3)
     sampling = [Sampling(temperature=0.0, guidance=guidance)] * 3
-    whole = Stage(config, params).generate(condition, keys(0, 1, 2), sampling)
+    stage = Stage(config, params, **kept)
+    whole = stage.generate(condition, keys(0, 1, 2), sampling)
     # Not its own codes: those that are given must be kept against the model's will.
     prompts = [(whole[i, :n] + 1) % 13 for i, n in enumerate([4, 0, 11])]
-    stepwise = Stage(config, params).generate(condition, keys(0, 1, 2), sampling, prompts=prompts)
+    stepwise = stage.generate(condition, keys(0, 1, 2), sampling, prompts=prompts)
     for i, prompt in enumerate(prompts):
         np.testing.assert_array_equal(stepwise[i, : len(prompt)], prompt)
         row = {source: codes[i : i + 1] for source, codes in condition.items()}
-        in_one_go = Stage(config, params).generate(
+        in_one_go = stage.generate(
             row, keys(i), sampling[:1], prompts=[prompt], prefilled=len(prompt)
         )
         np.testing.assert_array_equal(stepwise[i], in_one_go[0])
@@ -261,20 +311,30 @@ def test_prompts_of_any_length_share_a_batch(short_spans, guidance):
 
 
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("filtered", [False, True])
-def test_cache_is_updated_in_place(guided, filtered):
+@pytest.mark.parametrize(
+    ("filtered", "int8_weights", "int8_cache"),
+    [(False, False, False), (True, False, False), (False, True, False), (False, False, True)],
+)
+def test_cache_is_updated_in_place(guided, filtered, int8_weights, int8_cache):
     layout = StageLayout.fine(TokenSpec(num_acoustic_codebooks=8, fine_window_seconds=1.0))
     sizes = TransformerConfig(num_layers=8, model_dim=64, num_heads=4, head_dim=32, mlp_dim=64)
     config = TokenLMConfig(layout=layout, transformer=sizes)
     ids = jax.ShapeDtypeStruct((2, layout.sequence_length), jnp.int32)
     shapes = jax.eval_shape(TokenLM(config).init, jax.random.key(0), ids)
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes["params"])
-    weights = decode.unroll(config, params)
+    weights = decode.unroll(config, params, int8_weights=int8_weights)
     mesh = decode.make_mesh()
     known = jax.ShapeDtypeStruct((), jnp.int32)
-    start = functools.partial(decode.start, config, mesh, known=layout.prefix_length, guided=guided)
+    start = functools.partial(
+        decode.start,
+        config,
+        mesh,
+        known=layout.prefix_length,
+        guided=guided,
+        int8_cache=int8_cache,
+    )
     state = jax.eval_shape(start, weights, ids)
-    cache_bytes = sum(x.size * x.dtype.itemsize for x in state.cache)
+    cache_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.cache))
     compiled = decode.decode_until.lower(
         config,
         mesh,
@@ -288,8 +348,9 @@ def test_cache_is_updated_in_place(guided, filtered):
         logits.by_row([Sampling()] * 2),
     ).compile()
     memory = compiled.memory_analysis()
-    assert cache_bytes > 4e6 * (1 + guided)
-    assert memory.temp_size_in_bytes < cache_bytes / 2
+    assert cache_bytes > (1.1e6 if int8_cache else 4e6) * (1 + guided)
+    # Of int8, one of the eight layers is read as floats at a time.
+    assert memory.temp_size_in_bytes < cache_bytes * (0.7 if int8_cache else 0.5)
     # The donated state comes back in the memory in which it came.
     assert memory.alias_size_in_bytes >= cache_bytes
 
@@ -310,6 +371,48 @@ def test_what_steps_read_is_counted():
         stage.generate(condition, keys(0, 1), samplings, **options)
         assert stage.bytes_read == 4 * numbers
         numbers += len(steps) * every_step + 4 * sum(steps) * 2 * 2 * 16
+
+
+def test_int8_is_counted_as_it_is_kept():
+    config, params = model("coarse", time_embedding=False)
+    sizes, layout = config.transformer, config.layout
+    weights = decode.unroll(config, params, int8_weights=True)
+    matrices = 16 * 3 * 16 + 16 * 16 + 16 * 2 * 24 + 24 * 16
+    scales = 3 * 16 + 16 + 2 * 24 + 16
+    floats = 2 * (scales + 2 * 16) + 16 + sizes.num_buckets * 2 + 16 * 13
+    tokens = 9 + 10  # that two steps look at
+    vectors = tokens * 3 * 2 * 2 * sizes.num_heads
+    read = decode.bytes_read(config, weights, 3, 9, 11, int8_cache=True)
+    assert read == 2 * (2 * matrices + 4 * floats) + vectors * (sizes.head_dim + 4)
+    ids = jnp.zeros((3, layout.sequence_length), jnp.int32)
+    state = decode.start(config, decode.make_mesh(), weights, ids, 9, guided=False, int8_cache=True)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache))
+    assert kept == vectors // tokens * layout.sequence_length * (sizes.head_dim + 4)
+
+
+def test_weights_of_int8_have_no_copy_of_floats():
+    sizes = TransformerConfig(num_layers=8, model_dim=64, num_heads=2, head_dim=32, mlp_dim=256)
+    config = TokenLMConfig(layout=StageLayout.of("semantic", SPEC), transformer=sizes)
+    ids = jnp.zeros((1, config.layout.sequence_length), jnp.int32)
+    shapes = jax.eval_shape(TokenLM(config).init, jax.random.key(0), ids)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes["params"])
+    weights, mesh = decode.unroll(config, params, int8_weights=True), decode.make_mesh()
+    state = decode.start(config, mesh, weights, ids, 3, guided=False)
+    compiled = decode.decode_until.lower(
+        config,
+        mesh,
+        config.layout.sequence_length,
+        False,
+        weights,
+        state,
+        keys(0),
+        jnp.zeros(1, jnp.int32),
+        jnp.int32(9),
+        logits.by_row([GREEDY]),
+    ).compile()
+    matrix_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights["layers"]))
+    assert matrix_bytes > 4e5
+    assert compiled.memory_analysis().temp_size_in_bytes < matrix_bytes / 2
 
 
 def test_bad_lengths_are_named():

@@ -74,6 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of acoustic tokens: by the coarse and the fine stage, or by SoundStorm in parallel "
         f"(default: {api.DECODINGS[0]})",
     )
+    parser.add_argument(
+        "--int8",
+        action="append",
+        choices=api.INT8,
+        default=[],
+        help="keep the stages' weights, or keys and values of tokens, as int8: less to read for "
+        "each token, other music of the same seed; may be given twice",
+    )
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
     for name, option in _SAMPLING.items():
         for stage in api.STAGES:
@@ -216,7 +224,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = _sampling(args)
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
-        model = api.MusicLM.from_pretrained(args.model)
+        model = api.MusicLM.from_pretrained(args.model, int8=args.int8)
         loaded = time.perf_counter()
         with _Bars() as progress:
             clips = model.generate(

@@ -29,7 +29,7 @@ class Line:
         """SHA-256 of all that decides how it sounds.
 
         Args:
-          model: digest of the bundle.
+          model: digest of the bundle, and what of it is not as it was trained.
 
         Raises:
           UserError: a file that it names can't be read.

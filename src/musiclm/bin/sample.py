@@ -5,7 +5,7 @@ A line is a JSON object with "prompt" and, if they are to differ from the gin fi
 made, and the one is kept that is nearest to its text by MuLan); "story" has [second, text] pairs
 that take over from the prompt, "continuation" names a sound file that the clip begins with, and
 "melody" a .npy file of a melody's codes, for a model that wants one.
-What comes of a line depends on the line, the model and ROWS alone.
+What comes of a line depends on the line, the model, INT8 and ROWS alone.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     compilation_cache.enable()
     configuration.parse(args.gin_file, args.gin_bindings)
-    names = ("model", "rows", "lines_a_round")
+    names = ("model", "rows", "lines_a_round", "int8")
     settings = configuration.resolve_some(sample, (*names, *prompts.DEFAULTS))
     texts = prompts.read(args.prompts)
     if args.distributed:
@@ -81,6 +81,7 @@ def sample(
     model: str = api.DEFAULT_MODEL,
     rows: int = 16,
     lines_a_round: int = 64,
+    int8: Sequence[str] = (),
     seconds: float = 10.0,
     seed: int = 0,
     sampling: Mapping[str, Mapping[str, float | int]] | None = None,
@@ -96,6 +97,7 @@ def sample(
       model: name or folder of a bundle.
       rows: that a stage decodes at once on each device.
       lines_a_round: lines that are made together.
+      int8: what the stages keep as int8; see `api.MusicLM.from_pretrained`.
       seconds, seed, sampling, decoding, best_of: of lines that do not say their own.
 
     Raises:
@@ -109,7 +111,7 @@ def sample(
 
     process, num_processes = jax.process_index(), jax.process_count()
     output = sampled.Folder(out, process, num_processes)
-    loaded = api.MusicLM.from_pretrained(model, rows=rows)
+    loaded = api.MusicLM.from_pretrained(model, rows=rows, int8=int8)
     values = (seconds, seed, sampling or {}, decoding, best_of)
     defaults = dict(zip(prompts.DEFAULTS, values, strict=True))
     melody = None if loaded.melody_shape is None else np.zeros(loaded.melody_shape, np.int32)
@@ -120,7 +122,7 @@ def sample(
             continue
         with output.rejecting(number):
             line = prompts.parse(text, defaults, folder)
-            digest = line.digest(loaded.digest)
+            digest = line.digest(" ".join((loaded.digest, *loaded.int8)))
             if output.has(number, digest):
                 there += 1
             else:

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from musiclm.models import token_lm
 from musiclm.models.token_lm import TokenLMConfig
 from musiclm.nn import attention, transformer
-from musiclm.sampler import logits
+from musiclm.sampler import int8, logits
 
 # Attention in a step reads the cache up to the next multiple of this, not to its end; each
 # multiple is a compilation.
@@ -40,11 +40,11 @@ class Cache(NamedTuple):
     """Keys and values of every token seen, [L, G, H, S, D].
 
     Heads come before tokens: a head's keys are then contiguous, and a step on a CPU about twice as
-    fast.
+    fast. Kept as int8, a vector of D has a scale of its own.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | int8.Int8
+    values: jax.Array | int8.Int8
 
 
 class State(NamedTuple):
@@ -63,7 +63,7 @@ class State(NamedTuple):
 
 
 # How a state lies over the mesh.
-_STATE = State(Cache(P(None, ROWS), P(None, ROWS)), P(ROWS), P())
+_STATE = State(P(None, ROWS), P(ROWS), P())
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -72,12 +72,16 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices), (ROWS,), axis_types=(AxisType.Auto,))
 
 
-def unroll(config: TokenLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+def unroll(
+    config: TokenLMConfig, params: Mapping[str, Any], *, int8_weights: bool = False
+) -> dict[str, Any]:
     """The parameters as decoding wants them: a list of layers, with matrices of one input joined.
 
     Args:
       config: the model.
       params: of `TokenLM`, arrays of JAX or NumPy.
+      int8_weights: keeps the layers' matrices, nearly all that there is to read, as int8 with a
+        scale a column.
     """
     dtype = config.transformer.dtype
     decoder = jax.device_get(params["decoder"])
@@ -85,7 +89,8 @@ def unroll(config: TokenLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:
 
     def matrix(layer, *paths):
         kernels = [stacked[module][name]["kernel"][layer] for module, name in paths]
-        return jnp.asarray(np.concatenate(kernels, axis=1), dtype)
+        kernel_MF = np.concatenate(kernels, axis=1)
+        return int8.quantize(kernel_MF, 0) if int8_weights else jnp.asarray(kernel_MF, dtype)
 
     query_key_value = [("attention", name) for name in ("query", "key", "value")]
     up = [("mlp", "up"), ("mlp", "gate")] if config.transformer.gated else [("mlp", "up")]
@@ -138,6 +143,7 @@ def start(
     known: int,
     *,
     guided: bool,
+    int8_cache: bool = False,
 ) -> State:
     """Computes the cache of the tokens that are there already, all at once.
 
@@ -148,15 +154,16 @@ def start(
       ids_BS: int32, the first `known` of them given.
       known: at least 1.
       guided: whether rows are to be there once more, with the null condition.
+      int8_cache: keeps keys and values as int8.
     """
     length = prefill_length(config, known)
-    return _start(config, mesh, length, guided, weights, ids_BS, jnp.int32(known))
+    return _start(config, mesh, length, guided, int8_cache, weights, ids_BS, jnp.int32(known))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _start(config, mesh, length, guided, weights, ids_BS, known) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _start(config, mesh, length, guided, int8_cache, weights, ids_BS, known) -> State:
     return jax.shard_map(
-        functools.partial(_start_on_device, config, length, guided),
+        functools.partial(_start_on_device, config, length, guided, int8_cache),
         mesh=mesh,
         in_specs=(P(), P(ROWS), P()),
         out_specs=_STATE,
@@ -164,7 +171,7 @@ def _start(config, mesh, length, guided, weights, ids_BS, known) -> State:
     )(weights, ids_BS, known)
 
 
-def _start_on_device(config, length, guided, weights, ids_GS, known) -> State:
+def _start_on_device(config, length, guided, int8_cache, weights, ids_GS, known) -> State:
     if guided:
         dropped_B = jnp.ones(len(ids_GS), bool)
         ids_GS = jnp.concatenate([ids_GS, config.layout.drop_condition(ids_GS, dropped_B)])
@@ -176,20 +183,35 @@ def _start_on_device(config, length, guided, weights, ids_GS, known) -> State:
         h_BTM = transformer.rms_norm(x_BTM, layer["attention_norm"])
         heads = (
             attention.split_heads(part, cfg.num_heads)
-            for part in jnp.split(h_BTM @ layer["query_key_value"], 3, axis=-1)
+            for part in jnp.split(int8.project(h_BTM, layer["query_key_value"]), 3, axis=-1)
         )
         query, key, value = heads
         if cfg.rotary:
             query, key = (attention.rotary(x, np.arange(length)) for x in (query, key))
-        mixed = attention.causal_attention(query, key, value, bias_HT, cfg.query_block)
-        x_BTM = x_BTM + attention.join_heads(mixed) @ layer["out"]
+        keys.append(_cached(key, int8_cache))
+        values.append(_cached(value, int8_cache))
+        # Read as in the steps that follow: a prompt has one meaning, whoever goes through it.
+        seen = (_read(part, cfg.dtype) for part in (keys[-1], values[-1]))
+        mixed = attention.causal_attention(query, *seen, bias_HT, cfg.query_block)
+        x_BTM = x_BTM + int8.project(attention.join_heads(mixed), layer["out"])
         x_BTM = x_BTM + _mlp(config, layer, x_BTM)
-        keys.append(key)
-        values.append(value)
     rest = ids_GS.shape[1] - length
     padding = ((0, 0), (0, 0), (0, 0), (0, rest), (0, 0))
-    cache = Cache(jnp.pad(jnp.stack(keys), padding), jnp.pad(jnp.stack(values), padding))
-    return State(cache, ids_GS, known)
+
+    def stack(*layers):
+        return jnp.pad(jnp.stack(layers), padding)
+
+    return State(Cache(jax.tree.map(stack, *keys), jax.tree.map(stack, *values)), ids_GS, known)
+
+
+def _cached(vectors, int8_cache):
+    """Keys or values [..., D] as the cache keeps them."""
+    return int8.quantize(vectors, -1) if int8_cache else vectors
+
+
+def _read(cached, dtype):
+    """What `_cached` was given, or nearly."""
+    return int8.dequantize(cached, dtype) if isinstance(cached, int8.Int8) else cached
 
 
 def advance(
@@ -250,7 +272,13 @@ def compile_spans(
 
 
 def bytes_read(
-    config: TokenLMConfig, weights: Mapping[str, Any], num_rows: int, known: int, stop: int
+    config: TokenLMConfig,
+    weights: Mapping[str, Any],
+    num_rows: int,
+    known: int,
+    stop: int,
+    *,
+    int8_cache: bool = False,
 ) -> int:
     """Bytes that the steps from `known` to `stop` tokens can't do without reading, on a device.
 
@@ -258,7 +286,7 @@ def bytes_read(
     known; of tables, such as that of the tokens, it takes a few rows.
 
     Args:
-      config, weights: as in `start`.
+      config, weights, int8_cache: as in `start`.
       num_rows: of the cache, on the device.
       known, stop: tokens.
     """
@@ -266,7 +294,10 @@ def bytes_read(
     read_whole = {name: part for name, part in weights.items() if name not in ("tokens", "times")}
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(read_whole))
     weight_bytes -= head.nbytes - head.nbytes // len(head)
-    token_bytes = 2 * cfg.num_layers * cfg.num_heads * cfg.head_dim * jnp.dtype(cfg.dtype).itemsize
+    vector = jax.ShapeDtypeStruct((cfg.head_dim,), cfg.dtype)
+    kept = jax.eval_shape(functools.partial(_cached, int8_cache=int8_cache), vector)
+    vector_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    token_bytes = 2 * cfg.num_layers * cfg.num_heads * vector_bytes
     return weight_bytes * (stop - known) + num_rows * token_bytes * sum(range(known, stop))
 
 
@@ -330,27 +361,30 @@ def _logits(config, weights, cache, ids_BS, position, bias_HT):
         h_BM = transformer.rms_norm(x_BM, layer["attention_norm"])
         query, key, value = (
             part.reshape(part.shape[0], cfg.num_heads, 1, cfg.head_dim)
-            for part in jnp.split(h_BM @ layer["query_key_value"], 3, axis=-1)
+            for part in jnp.split(int8.project(h_BM, layer["query_key_value"]), 3, axis=-1)
         )
         if cfg.rotary:
             query, key = (attention.rotary(x, position) for x in (query, key))
-        where = (index, 0, 0, position, 0)
-        keys = lax.dynamic_update_slice(keys, key[None], where)
-        values = lax.dynamic_update_slice(values, value[None], where)
-        scores_BHT = jnp.einsum(
-            "bhqd,bhtd->bht",
-            query * cfg.head_dim**-0.5,
-            keys[index, :, :, :span],
-        ).astype(jnp.float32)
-        probs_BHT = jax.nn.softmax(scores_BHT + bias_HT, axis=-1).astype(values.dtype)
-        mixed_BHD = jnp.einsum("bht,bhtd->bhd", probs_BHT, values[index, :, :, :span])
-        x_BM = x_BM + mixed_BHD.reshape(x_BM.shape[0], -1) @ layer["out"]
+        keys, seen_keys = _write_and_read(keys, key, index, position, span)
+        values, seen_values = _write_and_read(values, value, index, position, span)
+        scores_BHT = jnp.einsum("bhqd,bhtd->bht", query * cfg.head_dim**-0.5, seen_keys)
+        probs_BHT = jax.nn.softmax(scores_BHT.astype(jnp.float32) + bias_HT, axis=-1)
+        mixed_BHD = jnp.einsum("bht,bhtd->bhd", probs_BHT.astype(seen_values.dtype), seen_values)
+        x_BM = x_BM + int8.project(mixed_BHD.reshape(x_BM.shape[0], -1), layer["out"])
         x_BM = x_BM + _mlp(config, layer, x_BM)
     x_BM = transformer.rms_norm(x_BM, weights["final_norm"])
     layout = config.layout
     level = (position + 1 - layout.prefix_length) % layout.target_levels
     kernel_MK = lax.dynamic_index_in_dim(weights["head"], level, axis=0, keepdims=False)
     return x_BM.astype(jnp.float32) @ kernel_MK, Cache(keys, values)
+
+
+def _write_and_read(cached, vectors, layer, position, span):
+    """The cache with a token's keys or values, and those of a layer's first `span` tokens."""
+    where = (layer, 0, 0, position, 0)
+    new = _cached(vectors, isinstance(cached, int8.Int8))
+    cached = jax.tree.map(lambda x, y: lax.dynamic_update_slice(x, y[None], where), cached, new)
+    return cached, _read(jax.tree.map(lambda x: x[layer, :, :, :span], cached), vectors.dtype)
 
 
 def _embed(config, weights, ids_BS, positions):
@@ -365,9 +399,9 @@ def _embed(config, weights, ids_BS, positions):
 
 
 def _mlp(config, layer, x):
-    h = transformer.rms_norm(x, layer["mlp_norm"]) @ layer["up"]
+    h = int8.project(transformer.rms_norm(x, layer["mlp_norm"]), layer["up"])
     parts = jnp.split(h, 2, axis=-1) if config.transformer.gated else (h, None)
-    return transformer.activate(*parts) @ layer["down"]
+    return int8.project(transformer.activate(*parts), layer["down"])
 
 
 def _distance_bias(config, weights, num_distances):

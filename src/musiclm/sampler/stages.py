@@ -30,13 +30,22 @@ class Stage:
         `decode.bytes_read`.
     """
 
-    def __init__(self, config: TokenLMConfig, params: Mapping[str, Any], mesh: Mesh | None = None):
+    def __init__(
+        self,
+        config: TokenLMConfig,
+        params: Mapping[str, Any],
+        mesh: Mesh | None = None,
+        *,
+        int8_weights: bool = False,
+        int8_cache: bool = False,
+    ):
         """Takes the parameters of `TokenLM(config)` apart for decoding.
 
         Args:
           config: the model.
           params: the collection "params", arrays of JAX or NumPy.
           mesh: from `decode.make_mesh`; over this process's devices by default.
+          int8_weights, int8_cache: keep those as int8; see `decode.unroll` and `decode.start`.
         """
         self.config = config
         self.layout = config.layout
@@ -44,7 +53,9 @@ class Stage:
         self.num_devices = self._mesh.size
         self._by_rows = NamedSharding(self._mesh, P(decode.ROWS))
         whole = NamedSharding(self._mesh, P())
-        self._weights = jax.device_put(decode.unroll(config, params), whole)
+        weights = decode.unroll(config, params, int8_weights=int8_weights)
+        self._weights = jax.device_put(weights, whole)
+        self._int8_cache = int8_cache
         self._compiled: set[tuple[int, int, bool, bool]] = set()
         self.bytes_read = 0
 
@@ -110,6 +121,7 @@ class Stage:
             ids_BS,
             first + prefilled * layout.target_levels,
             guided=any(sampling.guided for sampling in samplings),
+            int8_cache=self._int8_cache,
         )
         filtered = any(sampling.filtered for sampling in samplings)
         frames = prefilled
@@ -136,6 +148,7 @@ class Stage:
             len(state.ids_GS) // self.num_devices,
             first + prefilled * layout.target_levels,
             first + num_frames * layout.target_levels,
+            int8_cache=self._int8_cache,
         )
         # Each device has its own rows first; those with the null condition follow.
         ids_DGS = np.asarray(state.ids_GS).reshape(self.num_devices, -1, layout.sequence_length)
@@ -161,7 +174,15 @@ class Stage:
             self._by_rows,
         )
         known = self.layout.prefix_length + prefilled * self.layout.target_levels
-        state = decode.start(self.config, self._mesh, self._weights, ids_BS, known, guided=guided)
+        state = decode.start(
+            self.config,
+            self._mesh,
+            self._weights,
+            ids_BS,
+            known,
+            guided=guided,
+            int8_cache=self._int8_cache,
+        )
         decode.compile_spans(
             self.config, self._mesh, self._weights, state, keys_B, given_B, rows, filtered=filtered
         )
