@@ -176,16 +176,20 @@ class Suite:
                 looked[_VGGISH] = vggish.embed(self.vggish, heard_T)
             return looked
 
+        depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
+        return self.cache.each(depends_on, clips, at, self._counter(what, total))
+
+    def _counter(self, what: str, total: int) -> Callable[[int], None]:
+        """To be called with the clips of `total` that are done since the last call."""
         done = 0
 
-        def progress(count: int) -> None:
+        def count(more: int) -> None:
             nonlocal done
-            done += count
+            done += more
             if self.progress:
                 self.progress(what, done, total)
 
-        depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
-        return self.cache.each(depends_on, clips, at, progress)
+        return count
 
     def _embed(self, mulan: tokenizers.MuLanTokenizer, waveform_T: np.ndarray) -> np.ndarray:
         heard_T = audio.resample(waveform_T, self.rate, mulan.sample_rate)
@@ -304,6 +308,7 @@ class Suite:
             self.held_out.truths,
             [q for q, of_class in counts.items() if len(of_class) > 1 < min(of_class.values())],
             f"w2v-BERT of {self.name}",
+            counter=lambda question, total: self._counter(f"ABX, {question}", total),
         )
 
     def likelihood_table(self, real: Clips) -> Table:
