@@ -26,6 +26,7 @@ def corpus(tmp_path) -> pathlib.Path:
         caption = f"{tempo} {instrument}"
         entry = {
             "file": f"{number}.wav",
+            "split": ("train", "validation")[number in (1, 2, 5)],
             "caption": caption,
             "captions": [{"kind": "tags", "text": tempo}, {"kind": "long", "text": caption}],
             "instrument": instrument,

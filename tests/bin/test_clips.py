@@ -1,7 +1,5 @@
 """Clips to be measured: what is read, what is refused, and what is made once."""
 
-import json
-
 import numpy as np
 import pytest
 import soundfile
@@ -88,12 +86,8 @@ def test_a_line_that_is_no_clip_of_the_corpus_is_told(corpus, line, told):
 
 
 def test_a_split_of_a_corpus(corpus):
-    lines = (corpus / "manifest.jsonl").read_text().splitlines()
-    split = ["train", "validation"] * 3
-    lines = [json.dumps({**json.loads(x), "split": s}) for x, s in zip(lines, split, strict=True)]
-    (corpus / "manifest.jsonl").write_text("\n".join(lines))
     found = clips.read_manifest(corpus, 3, split="validation")
-    assert [entry["file"] for entry in found] == ["1.wav", "3.wav", "5.wav"]
+    assert [entry["file"] for entry in found] == ["1.wav", "2.wav", "5.wav"]
     with pytest.raises(UserError, match="has 3 validation clips: 4 are needed"):
         clips.read_manifest(corpus, 4, split="validation")
 
