@@ -63,6 +63,12 @@ def read_manifest(corpus: pathlib.Path, count: int, *, split: str | None = None)
     return entries
 
 
+def digest(entries: Sequence[Entry]) -> str:
+    """Of what the clips of a manifest are, wherever they lie."""
+    told = [{name: value for name, value in e.items() if name != "path"} for e in entries]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
 def read_text(path: pathlib.Path, mend: str) -> str:
     """A text file.
 

@@ -5,8 +5,6 @@ N clips, W vectors of a clip, D embedding.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -53,11 +51,7 @@ class SampledClips:
         """Of the bundle, which must be able to sample so, and the corpus's manifest."""
         bundle = bundles.load(self.model)
         api.MusicLM(bundle).plans("a check", sampling=self.sampling, decoding=self.decoding)
-        entries = [
-            {name: value for name, value in entry.items() if name != "path"}
-            for entry in (*self._validation, *self._train)
-        ]
-        return f"{bundle.digest} {hashlib.sha256(json.dumps(entries).encode()).hexdigest()}"
+        return f"{bundle.digest} {clips.digest([*self._validation, *self._train])}"
 
     @functools.cached_property
     def _validation(self) -> list[clips.Entry]:

@@ -75,6 +75,12 @@ class Clips:
         """Of each clip the first caption that names every attribute."""
         return [long_caption(entry) for entry in self.entries]
 
+    @functools.cached_property
+    def questions(self) -> list[str]:
+        """Those of `adherence.QUESTIONS` that have two classes or more, and two clips of each."""
+        counts = {q: Counter(truth[q] for truth in self.truths) for q in adherence.QUESTIONS}
+        return [q for q, of_class in counts.items() if len(of_class) > 1 < min(of_class.values())]
+
     def first(self, count: int) -> "Clips":
         """The first so many."""
         return Clips(waveform_NT=self.waveform_NT[:count], entries=self.entries[:count])
@@ -297,16 +303,12 @@ class Suite:
         ]
 
     def semantic_table(self) -> Table:
-        """Of semantic tokens on real clips, by questions that have two clips of every class."""
-        counts = {
-            question: Counter(truth[question] for truth in self.held_out.truths)
-            for question in self.judge.classifiers
-        }
+        """Of semantic tokens on real clips."""
         return figures.semantic_table(
             self.real_tokens_NT,
             self.semantic.clusters["centroids_KD"],
             self.held_out.truths,
-            [q for q, of_class in counts.items() if len(of_class) > 1 < min(of_class.values())],
+            self.held_out.questions,
             f"w2v-BERT of {self.name}",
             counter=lambda question, total: self._counter(f"ABX, {question}", total),
         )
