@@ -102,13 +102,18 @@ def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, c
     text = file.read_text()
     macros = [name for name in ("TRAIN", "VALIDATION", "TOKENIZERS", "VOCABULARY") if name in text]
     bindings = [f"{name}='nowhere'" for name in macros]
-    if "sampled_clips" in text:
-        bindings += [f"CORPUS={str(corpus)!r}", f"MODEL={str(tiny_bundle)!r}"]
-        bindings += [f"sampled_clips.SampledClips.num_{of} = 3" for of in ("clips", "fit_clips")]
-    else:
+    if macros:
         bindings.append("loop.train.data=''")
     if "START" in text:
         bindings.append("soundstream.SoundStreamTask.start=None")
+    if "CORPUS" in text:
+        bindings.append(f"CORPUS={str(corpus)!r}")
+    if "sampled_clips" in text:
+        bindings.append(f"MODEL={str(tiny_bundle)!r}")
+        bindings += [f"sampled_clips.SampledClips.num_{of} = 3" for of in ("clips", "fit_clips")]
+    if "fitted_clusters" in text:
+        bindings += ["MODEL='nowhere'", "fitted_clusters.FittedClusters.fitted_on=''"]
+        bindings.append("fitted_clusters.FittedClusters.num_clips = 3")
     study, runs = ablation_plan.plan([str(file.relative_to(ROOT))], bindings, 2)
     assert len({run.digest for run in runs}) == 2 * len(study.variants)
     assert f"--gin_file {file.relative_to(ROOT)} " in text
