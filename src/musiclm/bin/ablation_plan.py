@@ -146,7 +146,7 @@ def _decided(study: ablation.Study, kind: Kind) -> dict[str, Any]:
 
 
 def _evaluated(arguments: dict[str, Any]) -> Iterable[str]:
-    """Traces an evaluation: a misspelt metric must not be found after hours of training."""
+    """What an evaluation finds, by tracing one: a misspelt metric must not show after hours."""
     import jax
     import jax.numpy as jnp
 

@@ -1,6 +1,6 @@
 """How clips turn out that are sampled in some way: measured as by `musiclm evaluate`.
 
-N clips, W vectors of a clip, D embedding.
+N clips, T samples, D embedding.
 """
 
 import dataclasses

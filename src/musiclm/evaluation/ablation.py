@@ -111,8 +111,8 @@ class Outcome:
       run: the digest of all that decides it: equal runs have equal ones.
       code: digest of the program that made it; "" if nothing did.
       curves: by metric; empty if it did not end well.
-      items: what the figure is the mean of, by metric, where that is known: the i-th of all
-        variants' runs from one seed belong together.
+      items: what the figure is the mean of, by metric, where that is known; the i-th of every run
+        is of the same thing, such as a caption.
       missing: why there are none, in words.
     """
 
