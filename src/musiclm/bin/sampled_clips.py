@@ -27,7 +27,7 @@ class SampledClips:
       model: name of a bundled model or folder of a bundle.
       num_clips: to make, from as many captions.
       num_fit_clips: real training clips to fit classifiers on and to compare with.
-      sampling: by stage, see `api.MusicLM.generate`.
+      sampling: by stage, see `api.MusicLM.generate`; None is the model's own.
       decoding: of acoustic tokens, one of `api.DECODINGS`.
     """
 
@@ -35,7 +35,7 @@ class SampledClips:
     model: str = api.DEFAULT_MODEL
     num_clips: int = 64
     num_fit_clips: int = 1000
-    sampling: Mapping[str, Mapping[str, float | int]] = dataclasses.field(default_factory=dict)
+    sampling: Mapping[str, Mapping[str, float | int]] | None = None
     decoding: str = api.DECODINGS[0]
 
     def __post_init__(self):
