@@ -123,6 +123,12 @@ def test_a_clip_that_says_nothing_is_refused_by_name(tmp_path, samples_T, told):
         clips.read_clips([tmp_path / "good.wav", tmp_path / "bad.wav"], RATE)
 
 
+def test_one_file_is_no_folder_of_clips(tmp_path):
+    audio.write_wav(tmp_path / "one.wav", TONE_T, RATE)
+    with pytest.raises(UserError, match=r"cannot read .*one.wav/manifest.jsonl.* give a folder"):
+        clips.choose(tmp_path / "one.wav", ["a"])
+
+
 def test_what_a_model_made_counts_as_it_sounds(tmp_path):
     audio.write_wav(tmp_path / "silent.wav", np.zeros(10 * RATE), RATE)
     assert not clips.read_generated([tmp_path / "silent.wav"], RATE).any()
