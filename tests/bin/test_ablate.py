@@ -96,14 +96,24 @@ def ablate(file, out, train, seeds=2, bindings=(), **options):
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=[path.stem for path in STUDIES])
-def test_the_studies_of_the_repository_resolve(file, monkeypatch):
+def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, corpus):
     """Every variant differs from the first, and can be made; no data set needs to be there."""
     monkeypatch.chdir(ROOT)
     text = file.read_text()
     macros = [name for name in ("TRAIN", "VALIDATION", "TOKENIZERS", "VOCABULARY") if name in text]
-    bindings = [f"{name}='nowhere'" for name in macros] + ["loop.train.data=''"]
+    bindings = [f"{name}='nowhere'" for name in macros]
+    if macros:
+        bindings.append("loop.train.data=''")
     if "START" in text:
         bindings.append("soundstream.SoundStreamTask.start=None")
+    if "CORPUS" in text:
+        bindings.append(f"CORPUS={str(corpus)!r}")
+    if "sampled_clips" in text:
+        bindings.append(f"MODEL={str(tiny_bundle)!r}")
+        bindings += [f"sampled_clips.SampledClips.num_{of} = 3" for of in ("clips", "fit_clips")]
+    if "fitted_clusters" in text:
+        bindings += ["MODEL='nowhere'", "fitted_clusters.FittedClusters.fitted_on=''"]
+        bindings.append("fitted_clusters.FittedClusters.num_clips = 3")
     study, runs = ablation_plan.plan([str(file.relative_to(ROOT))], bindings, 2)
     assert len({run.digest for run in runs}) == 2 * len(study.variants)
     assert f"--gin_file {file.relative_to(ROOT)} " in text
@@ -226,7 +236,7 @@ def test_only_some_variants(make_study, tmp_path):
     train, out = Stub(), tmp_path / "out"
     assert ablate(make_study(), out, train, only=["slow"]) == exit_codes.DONE
     assert set(train.trained) == {("slow", 0), ("slow", 1)}
-    assert "| fast | not trained yet | not trained yet | – |" in (out / "study.md").read_text()
+    assert "| fast | not made yet | not made yet | – |" in (out / "study.md").read_text()
     with pytest.raises(errors.UserError, match="'quick': the variants are fast, slow"):
         ablate(make_study(), out, train, only=["quick"])
 
@@ -277,9 +287,9 @@ def test_asked_to_stop_the_run_saves_first(tmp_path, monkeypatch):
     before = signal.signal(signal.SIGUSR2, stop)
     try:
         threading.Thread(target=ask).start()
-        run = ablation_plan.Run("fast", 0, (), {})
+        run = ablation_plan.Run(ablation_plan.TRAINING, "fast", 0, (), {})
         with (tmp_path / "lock").open("a") as lock, pytest.raises(SystemExit):
-            ablation_runs.Trainer([], [])(run, tmp_path, lock.fileno())
+            ablation_runs.Maker([], [])(run, tmp_path, lock.fileno())
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert (tmp_path / "saved").exists()

@@ -70,6 +70,13 @@ def test_a_missing_file_is_named():
         configuration.parse(["no/such.gin"])
 
 
+def test_which_functions_are_bound():
+    configuration.parse([str(FILE)], whole=False)
+    assert configuration.binds("musiclm.training.loop:train")
+    assert not configuration.binds("musiclm.bin.measuring:measure")
+    assert not configuration.binds("musiclm.training.loop:export")
+
+
 def test_what_decides_a_run_is_described():
     """Scopes, macros and defaults show as what they come to; what is not used does not show."""
     unused = "nobody/transformer.TransformerConfig.dropout = 0.9"

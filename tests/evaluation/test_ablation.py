@@ -176,3 +176,56 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
 def test_what_is_refused(make, told):
     with pytest.raises(ValueError, match=told):
         make()
+
+
+def measured(items):
+    """Runs of one figure each, by variant and seed: the mean of items."""
+    return {
+        (name, seed): Outcome(
+            run=f"{name} {seed}",
+            code="program",
+            curves={"eval/loss": {0: float(np.mean(items_N))}},
+            items={"eval/loss": items_N},
+        )
+        for name, of_seeds in items.items()
+        for seed, items_N in enumerate(of_seeds)
+    }
+
+
+def test_items_that_belong_together_are_compared():
+    """They vary much more than their differences do; two seeds alone would tell nothing."""
+    rng = np.random.default_rng(0)
+    base_SN = rng.normal(scale=10, size=(2, 100))
+    other_SN = base_SN + 0.1 + rng.normal(scale=0.1, size=(2, 100))
+    found = ablation.difference_of_items(other_SN, base_SN)
+    differences_N = (other_SN - base_SN).mean(axis=0)
+    low, high = scipy.stats.ttest_1samp(differences_N, 0).confidence_interval(0.95)
+    assert found.n == 100
+    assert found.value == pytest.approx(differences_N.mean())
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.003)
+    runs = measured({"base": base_SN.tolist(), "other": other_SN.tolist()})
+    _, row = ablation.rows(study("base", "other"), LOSS, runs)
+    assert (row.difference, row.over, row.verdict) == (found, "items", "worse")
+    page = ablation.markdown(study("base", "other"), runs, "title")
+    assert "of each run; intervals over items)" in page
+    assert "by the bootstrap" in page
+    assert "Student" not in page
+
+
+def test_items_of_one_seed_have_an_interval():
+    runs = measured({"base": [[1.0, 2.0, 3.0]], "other": [[2.0, 3.0, 4.0]]})
+    _, row = ablation.rows(study("base", "other"), LOSS, runs)
+    assert (row.difference.low, row.difference.high, row.verdict) == (1.0, 1.0, "worse")
+
+
+@pytest.mark.parametrize("other", [[[1.0, 2.0]] * 2, [[1.0, 2.0, 3.0], [1.0, 2.0]]])
+def test_items_that_are_not_as_many_are_not_compared(other):
+    runs = measured({"base": [[1.0, 2.0, 3.0]] * 2, "other": other})
+    assert ablation.rows(study("base", "other"), LOSS, runs)[1].over == "seeds"
+
+
+def test_items_are_not_in_the_record():
+    runs = measured({"base": [[1.0, 2.0]], "other": [[1.0, 3.0]]})
+    record = ablation.record(study("base", "other"), runs)
+    assert set(record["runs"][0]) == {"variant", "seed", "run", "code", "curves", "missing"}
+    assert record["figures"]["eval/loss"][1]["over"] == "items"

@@ -1,11 +1,11 @@
-"""Trains the variants of a run from several seeds, and tells how far they lie apart.
+"""Makes the variants of a run from several seeds, and tells how far they lie apart.
 
-Every run is a process of its own, in OUT/runs/<digest of all that decides it>: equal runs of any
-study are trained once. Started again it goes on where it was, also beside others that train the
-same: each takes runs that nobody is at. OUT gets NAME.json, NAME.md and NAME.png after each run.
+A run trains, or measures something that needs no training. Every run is a process of its own, in
+OUT/runs/<digest of all that decides it>: equal runs of any study are made once. Started again it
+goes on where it was, also beside others that make the same: each takes runs that nobody is at. OUT
+gets NAME.json, NAME.md and NAME.png after each run.
 
-Exit codes: as `musiclm train`, of the first run that failed if any did. The others are trained
-anyway.
+Exit codes: as `musiclm train`, of the first run that failed if any did. The others are made anyway.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from musiclm import errors, exit_codes
 from musiclm.bin import configuration
 
 MISTAKE = exit_codes.CONFIGURATION
-HELP = "train variants of a run from several seeds, and compare them"
+HELP = "make variants of a run from several seeds, and compare them"
 EPILOG = """\
 examples:
   musiclm ablate --gin_file gin/ablations/positions.gin --gin_bindings 'TRAIN="…"' … --out ablations
-  musiclm ablate --dry-run --gin_file …                # checks everything, trains nothing
+  musiclm ablate --dry-run --gin_file …                # checks everything, makes nothing
   musiclm ablate --only '4 levels' --seeds 3 --gin_file …
 
 The top of a gin file tells which macros must be set; docs/ablations.md how to read and write one.
@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     configuration.add_arguments(parser)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of runs and tables")
     parser.add_argument(
-        "--only", nargs="+", metavar="VARIANT", help="train these; the table has all"
+        "--only", nargs="+", metavar="VARIANT", help="make these; the table has all"
     )
     parser.add_argument("--seeds", type=int, default=2, help="how many, from 0 on (default: 2)")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, train none")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, make none")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     from musiclm.bin import ablation_runs
 
     name = pathlib.Path(args.gin_file[-1]).stem
-    train = ablation_runs.Trainer(args.gin_file, args.gin_bindings)
+    make = ablation_runs.Maker(args.gin_file, args.gin_bindings)
     return ablation_runs.ablate(
-        study, runs, args.out, name, train, only=args.only, dry_run=args.dry_run
+        study, runs, args.out, name, make, only=args.only, dry_run=args.dry_run
     )
 
 

@@ -1,4 +1,4 @@
-"""What a study's gin file asks for: its runs, all checked before the first is trained.
+"""What a study's gin file asks for: its runs, all checked before the first is made.
 
 Reading the file imports what it names, TensorFlow too; `musiclm ablate` does it in a process that
 ends.
@@ -9,28 +9,67 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from musiclm import errors
 from musiclm.bin import configuration
 from musiclm.evaluation import ablation
 
-# Arguments that say where a run writes: they decide nothing in it, and a plan does without.
-_PLACES = ("workdir", "component")
-_NOWHERE = [f"loop.train.{name} = ''" for name in _PLACES]
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the runs of a study are.
+
+    Attributes:
+      command: of `musiclm`, that makes one.
+      function: whose arguments decide it, "package.module:name"; one of them is `seed`.
+      places: its arguments that say where it writes: they decide nothing, and a plan does without.
+      last: of its files the one that is written last, whole.
+    """
+
+    command: str
+    function: str
+    places: tuple[str, ...]
+    last: str
+
+    def binding(self, argument: str, value: Any) -> str:
+        """Binds an argument of the function."""
+        module, _, name = self.function.partition(":")
+        return f"{module.rpartition('.')[2]}.{name}.{argument}={value!r}"
+
+    @property
+    def nowhere(self) -> list[str]:
+        """Bindings of no places."""
+        return [self.binding(place, "") for place in self.places]
+
+
+TRAINING = Kind(
+    command="train",
+    function="musiclm.training.loop:train",
+    places=("workdir", "component"),
+    last="model.safetensors",
+)
+MEASURING = Kind(
+    command="fit",
+    function="musiclm.bin.measuring:measure",
+    places=("workdir", "cache"),
+    last="metrics.jsonl",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run of a study.
+    """A run of a study.
 
     Attributes:
-      variant, seed: what it is.
+      kind, variant, seed: what it is.
       bindings: those of the variant and the seed, which follow the study's own.
       configuration: all that decides it, JSON-ready.
     """
 
+    kind: Kind
     variant: str
     seed: int
     bindings: tuple[str, ...]
@@ -46,16 +85,19 @@ class Run:
 def plan(
     gin_files: Sequence[str], gin_bindings: Sequence[str], num_seeds: int
 ) -> tuple[ablation.Study, list[Run]]:
-    """The study of a gin file, and its runs in the order in which they are best trained.
+    """The study of a gin file, and its runs in the order in which they are best made.
 
     Args:
-      gin_files, gin_bindings: of the study: a run of `musiclm train`, and an `ablation.Study`.
+      gin_files, gin_bindings: of the study: a run of `musiclm train`, or a measurement as
+        `measuring` has them, and an `ablation.Study`.
       num_seeds: 0 up to one less.
 
     Raises:
       UserError: something can't be read or made; what is a variant's fault names it.
     """
-    configuration.parse(gin_files, [*gin_bindings, *_NOWHERE])
+    configuration.parse(gin_files, gin_bindings, whole=False)
+    kind = MEASURING if configuration.binds(MEASURING.function) else TRAINING
+    configuration.parse(gin_files, [*gin_bindings, *kind.nowhere])
     try:
         with configuration.mistakes_told():
             study = ablation.Study(**configuration.resolve(ablation.Study))
@@ -64,15 +106,18 @@ def plan(
     variants = []
     for variant in study.variants:
         try:
-            variants.append(_decided(study, variant, gin_files, gin_bindings))
+            bindings = [*gin_bindings, *variant.overrides, *kind.nowhere]
+            configuration.parse(gin_files, bindings)
+            variants.append(_decided(study, kind))
         except errors.UserError as error:
             raise errors.UserError(f"variant {variant.name!r}: {error}") from error
     # All variants of a seed before the next seed: half a study compares all of them.
     return study, [
         Run(
+            kind,
             variant.name,
             seed,
-            (*variant.overrides, f"loop.train.seed={seed}"),
+            (*variant.overrides, kind.binding("seed", seed)),
             decided | {"seed": seed},
         )
         for seed in range(num_seeds)
@@ -80,25 +125,28 @@ def plan(
     ]
 
 
-def _decided(
-    study: ablation.Study,
-    variant: ablation.Variant,
-    gin_files: Sequence[str],
-    gin_bindings: Sequence[str],
-) -> dict[str, Any]:
-    """All that decides a variant's runs but the seed."""
-    from musiclm.training import loop
+def _decided(study: ablation.Study, kind: Kind) -> dict[str, Any]:
+    """All that decides the runs of the configuration but the seed, once they are found in order."""
+    function = pkgutil.resolve_name(kind.function)
+    arguments = configuration.resolve(function)
+    if kind is TRAINING:
+        figures, data = _evaluated(arguments), arguments.get("data", "")
+    else:
+        with configuration.mistakes_told():
+            figures, data = arguments["measurement"].figures, arguments["measurement"].data()
+    found = {f"eval/{name}" for name in figures}
+    for metric in study.metrics:
+        if metric.name not in found:
+            raise errors.UserError(
+                f"Metric.name is {metric.name!r}: its evaluations have {', '.join(sorted(found))}"
+            )
+    described = configuration.described(function)
+    decided = {name: value for name, value in described.items() if name not in kind.places}
+    return _with_contents(decided | {"data": data})
 
-    configuration.parse(gin_files, [*gin_bindings, *variant.overrides, *_NOWHERE])
-    arguments = configuration.resolve(loop.train)
-    _check_metrics(study, arguments)
-    described = configuration.described(loop.train)
-    decided = {name: value for name, value in described.items() if name not in _PLACES}
-    return _with_contents(decided | {"data": arguments.get("data", "")})
 
-
-def _check_metrics(study: ablation.Study, arguments: dict[str, Any]) -> None:
-    """Traces an evaluation: a misspelt metric must not be found after hours of training."""
+def _evaluated(arguments: dict[str, Any]) -> Iterable[str]:
+    """What an evaluation finds, by tracing one: a misspelt metric must not show after hours."""
     import jax
     import jax.numpy as jnp
 
@@ -113,12 +161,7 @@ def _check_metrics(study: ablation.Study, arguments: dict[str, Any]) -> None:
         return task.evaluate(task.init(key, batch), batch, key)
 
     with configuration.mistakes_told():
-        found = {f"eval/{name}" for name in jax.eval_shape(evaluate)}
-    for metric in study.metrics:
-        if metric.name not in found:
-            raise errors.UserError(
-                f"Metric.name is {metric.name!r}: its evaluations have {', '.join(sorted(found))}"
-            )
+        return jax.eval_shape(evaluate)
 
 
 def _with_contents(value: Any) -> Any:

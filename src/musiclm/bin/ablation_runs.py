@@ -1,4 +1,4 @@
-"""The runs of a study: each trained in a process and a folder of its own, and read again."""
+"""The runs of a study: each made in a process and a folder of its own, and read again."""
 
 import contextlib
 import dataclasses
@@ -16,26 +16,27 @@ from musiclm.bin import ablation_picture
 from musiclm.bin.ablation_plan import Run
 from musiclm.evaluation import ablation
 
-# train(run, folder, lock): trains it there, with the file that locks the folder; an exit code.
-Train = Callable[[Run, pathlib.Path, int], int]
+# make(run, folder, lock): makes it there, with the file that locks the folder; an exit code.
+Make = Callable[[Run, pathlib.Path, int], int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainer:
-    """Trains by `musiclm train`, with a study's own files and bindings."""
+class Maker:
+    """Makes runs by a `musiclm` command, with a study's own files and bindings."""
 
     gin_files: Sequence[str]
     gin_bindings: Sequence[str]
 
     def __call__(self, run: Run, folder: pathlib.Path, lock: int) -> int:
         """Starts the process, which holds the lock as well, and waits for its exit code."""
-        bindings = [
-            *self.gin_bindings,
-            *run.bindings,
-            f"loop.train.workdir={str(folder)!r}",
-            f"loop.train.component={str(folder / 'model')!r}",
-        ]
-        command = [sys.executable, "-m", "musiclm.bin.main", "train"]
+        places = {
+            "workdir": folder,
+            "component": folder / "model",
+            "cache": folder.parent.with_name("cache"),  # that runs share
+        }
+        where = [run.kind.binding(place, str(places[place])) for place in run.kind.places]
+        bindings = [*self.gin_bindings, *run.bindings, *where]
+        command = [sys.executable, "-m", "musiclm.bin.main", run.kind.command]
         command += [f"--gin_file={file}" for file in self.gin_files]
         command += [f"--gin_bindings={binding}" for binding in bindings]
         process = subprocess.Popen(command, pass_fds=[lock])
@@ -52,19 +53,19 @@ def ablate(
     runs: Sequence[Run],
     out: pathlib.Path,
     name: str,
-    train: Train,
+    make: Make,
     *,
     only: Sequence[str] | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Trains what is not trained, and writes the study down after each run.
+    """Makes the runs that are not done, and writes the study down after each.
 
     Args:
       study, runs: see `ablation_plan.plan`.
       out: folder of runs and tables.
       name: of the study's files there.
-      train: of one run.
-      only: variants to train; None takes all.
+      make: of one run.
+      only: variants to make; None takes all.
       dry_run: lists the runs instead.
 
     Returns:
@@ -79,12 +80,12 @@ def ablate(
     folder = out / "runs"
     if dry_run:
         for run in runs:
-            print(f"{run.variant}, seed {run.seed}: {_state(folder / run.digest)}")
+            print(f"{run.variant}, seed {run.seed}: {_state(run, folder / run.digest)}")
         return exit_codes.DONE
     codes: dict[str, int] = {}
     try:
         chosen = [run for run in runs if only is None or run.variant in only]
-        for run, code in _trained(chosen, folder, train):
+        for run, code in _made(chosen, folder, make):
             codes[run.digest] = code
             _write(study, _outcomes(study, runs, folder, codes), out, name)
     except SystemExit:  # SIGTERM, see `main`
@@ -99,8 +100,8 @@ def ablate(
     return exit_codes.FAULT if first_failed < 0 else first_failed
 
 
-def _trained(runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterator[tuple[Run, int]]:
-    """Trains every run that is not done, equal ones once, and gives it with its exit code."""
+def _made(runs: Sequence[Run], folder: pathlib.Path, make: Make) -> Iterator[tuple[Run, int]]:
+    """Makes every run that is not done, equal ones once, and gives it with its exit code."""
     pending: dict[str, Run] = {}
     for run in runs:
         pending.setdefault(run.digest, run)
@@ -111,7 +112,7 @@ def _trained(runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterato
                 if lock is None:
                     continue
                 del pending[digest]
-                if _is_done(folder / digest):
+                if _is_done(run, folder / digest):
                     continue
                 print(
                     f"musiclm: run {total - len(pending)} of {total}: {run.variant}, seed "
@@ -119,7 +120,7 @@ def _trained(runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterato
                     file=sys.stderr,
                 )
                 _describe(run, folder / digest)
-                code = train(run, folder / digest, lock)
+                code = make(run, folder / digest, lock)
             yield run, code
 
 
@@ -127,7 +128,7 @@ def _trained(runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterato
 def _locked(folder: pathlib.Path, *, wait: bool) -> Iterator[int | None]:
     """A run's folder, for this process and those that it hands the file to; None if others have it.
 
-    So a training process that outlives a killed `musiclm ablate` has it until it ends.
+    So a process that outlives a killed `musiclm ablate` has it until it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
@@ -137,17 +138,17 @@ def _locked(folder: pathlib.Path, *, wait: bool) -> Iterator[int | None]:
             if not wait:
                 yield None
                 return
-            print(f"musiclm: waiting for another process, which trains {folder}", file=sys.stderr)
+            print(f"musiclm: waiting for another process, which makes {folder}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
 
-def _is_done(folder: pathlib.Path) -> bool:
-    return (folder / "model.safetensors").is_file()  # the last that training writes, whole
+def _is_done(run: Run, folder: pathlib.Path) -> bool:
+    return (folder / run.kind.last).is_file()
 
 
-def _state(folder: pathlib.Path) -> str:
-    state = "done" if _is_done(folder) else "begun" if folder.is_dir() else "to do"
+def _state(run: Run, folder: pathlib.Path) -> str:
+    state = "done" if _is_done(run, folder) else "begun" if folder.is_dir() else "to do"
     return f"{state}, {folder}"
 
 
@@ -177,12 +178,15 @@ def _outcomes(
     outcomes = {}
     for run in runs:
         place, code = folder / run.digest, codes.get(run.digest)
-        if _is_done(place):
+        if _is_done(run, place):
             told = json.loads((place / "run.json").read_text(encoding="utf-8"))
             curves = ablation.read_curves(place / "metrics.jsonl", names)
-            outcome = ablation.Outcome(run=run.digest, code=told["code"], curves=curves)
+            items = ablation.read_items(place / "items.json", names)
+            outcome = ablation.Outcome(
+                run=run.digest, code=told["code"], curves=curves, items=items
+            )
         else:
-            missing = _failure(code) if code else "not trained yet"
+            missing = _failure(code) if code else "not made yet"
             outcome = ablation.Outcome(run=run.digest, missing=missing)
         outcomes[run.variant, run.seed] = outcome
     return outcomes

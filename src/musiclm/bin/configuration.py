@@ -64,6 +64,16 @@ def parse(
     _check_types()
 
 
+def binds(function: str) -> bool:
+    """Whether the configuration binds any argument of a function, "package.module:name"."""
+    from gin import config
+
+    return any(
+        _name(config._REGISTRY[selector].wrapped) == function.replace(":", ".")
+        for _, selector in config._CONFIG
+    )
+
+
 def resolve(function: Callable[..., Any]) -> dict[str, Any]:
     """The arguments that the configuration binds for a function, with all that they refer to made.
 

@@ -7,12 +7,9 @@ players. Started again it finds the clips and what was computed of them.
 """
 
 import argparse
-import contextlib
-import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from musiclm import api, errors, exit_codes
@@ -30,16 +27,14 @@ examples:
 A folder holds clips as `musiclm generate` writes them, one for each caption that is asked for: the
 first long one of each held-out clip. The i-th clip is generated with seed i; if the model has a
 SoundStorm, once more with its acoustic tokens decoded in parallel.
-"""
 
-SECONDS = 10.0
-# Clips generated at once. Part of what decides a clip's rounding, hence no option.
-BATCH = 16
+Clips of a corpus or a folder may have any rate and any channels: they are resampled to the model's,
+channels are averaged, and the first 10 s count. One that is shorter, silent or damaged is refused
+by its name before anything is made. What the model makes counts as it sounds, silence too.
+"""
 
 # What a newcomer wants to know; the rest is in the report.
 README_TABLES = ("Clips made from text", "MCC", "MuLan's retrieval", "Codec", "Size")
-
-Entry = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from musiclm.models import vggish
 
     try:
+        from musiclm.bin import clips
         from musiclm.evaluation import embeddings, figures, page, report, suite
     except ModuleNotFoundError as error:
         raise errors.UserError(
@@ -102,42 +98,47 @@ def run(args: argparse.Namespace) -> int:
         ) from error
 
     if args.readme:  # a README without markers is told before hours of work
-        report.insert(_read_text(args.readme, "give a file that is there"), "")
+        report.insert(clips.read_text(args.readme, "give a file that is there"), "")
     bundle = bundles.load(args.model)
     judges = [bundles.load(args.judge)] if args.judge else []
     if any(judge.digest == bundle.digest for judge in judges):
         raise errors.UserError(f"--judge {args.judge} is the model itself: give another bundle")
-    held_out = read_manifest(args.held_out, args.pairs)
-    train = read_manifest(args.train, args.fit_clips)
+    held_out = clips.read_manifest(args.held_out, args.pairs)
+    train = clips.read_manifest(args.train, args.fit_clips)
     prompts = [suite.long_caption(entry) for entry in held_out[: args.clips]]
-    files = {name: choose(path, prompts) for name, path in folders.named(args.folder).items()}
-    for name, options in ways(bundle, args.best_of).items():
-        if name in files:
-            raise errors.UserError(
-                f"--folder {name}: the report has clips of that name, choose another"
-            )
-        files[name] = generate(bundle, prompts, args.out / "clips", name, **options)
-
+    clips.check_classes(train)
+    given, made_in = folders.named(args.folder), ways(bundle, args.best_of)
+    if shared := sorted(set(given) & set(made_in)):
+        raise errors.UserError(
+            f"--folder {shared[0]}: the report has clips of that name, choose another"
+        )
+    files = {name: clips.choose(path, prompts) for name, path in given.items()}
+    # All that is given is read first: a damaged clip must not be found after hours.
     rate = bundle.token_spec.sample_rate
-    with Bars() as bars:
+    to_fit_on, to_measure = (clips.read_real(entries, rate) for entries in (train, held_out))
+    made = {name: clips.read_clips(paths, rate) for name, paths in files.items()}
+    for name, options in made_in.items():
+        files[name] = clips.generate(bundle, prompts, args.out / "clips", name, **options)
+        made[name] = clips.read_generated(files[name], rate)
+
+    with clips.Bars() as bars:
         measured = suite.Suite(
             bundle=bundle,
             judges=judges,
-            train=suite.Clips(waveform_NT=read_clips(_paths(train), rate), entries=train),
-            held_out=suite.Clips(waveform_NT=read_clips(_paths(held_out), rate), entries=held_out),
+            train=to_fit_on,
+            held_out=to_measure,
             cache=embeddings.Cache(args.out / "embeddings"),
             vggish=vggish.load(args.vggish) if args.vggish else None,
             progress=bars.move,
         )
-        made = {name: read_clips(paths, rate) for name, paths in files.items()}
         tables = measured.tables(made, greedy(bundle))
     tables.append(figures.size_table(bundles.find(args.model), bundle))
     opening = (
         f"{bundle.name}, digest {bundle.digest[:12]}, on combinations of attributes that training "
-        f"never saw: clips of {len(prompts)} long captions, {SECONDS:g} s each. In brackets 95 % "
-        "intervals."
+        f"never saw: clips of {len(prompts)} long captions, {clips.SECONDS:g} s each. In brackets "
+        "95 % intervals."
     )
-    clips = {
+    players = {
         prompt: {name: os.path.relpath(paths[i], args.out) for name, paths in files.items()}
         | {"real": os.path.relpath(held_out[i]["path"], args.out)}
         for i, prompt in enumerate(prompts)
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     }
     for name, content in (
         ("report.md", text + "\n"),
-        ("report.html", page.page(f"Evaluation of {bundle.name}", opening, tables, clips)),
+        ("report.html", page.page(f"Evaluation of {bundle.name}", opening, tables, players)),
         ("report.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
     ):
         bundles.write_beside(args.out / name, content.encode())
@@ -162,61 +163,6 @@ def run(args: argparse.Namespace) -> int:
     return exit_codes.DONE
 
 
-def read_manifest(corpus: pathlib.Path, count: int) -> list[Entry]:
-    """The first `count` clips of a corpus, each with the path of its audio.
-
-    Raises:
-      UserError: there is no such corpus, or it has fewer clips.
-    """
-    text = _read_text(corpus / "manifest.jsonl", "make the corpus with `musiclm data gm`")
-    lines = [json.loads(line) for line in text.splitlines()[:count]]
-    if len(lines) < count:
-        raise errors.UserError(
-            f"{corpus} has {len(lines)} clips: {count} are needed, render more or ask for fewer"
-        )
-    return [{**entry, "path": corpus / entry["file"]} for entry in lines]
-
-
-def choose(folder: pathlib.Path, prompts: Sequence[str]) -> list[pathlib.Path]:
-    """The first clip of each prompt in a folder of clips.
-
-    Raises:
-      UserError: it can't be read, or lacks a clip.
-    """
-    clips = folders.read(folder)
-    if missing := [prompt for prompt in prompts if (prompt, 0) not in clips]:
-        raise errors.UserError(
-            f"{folder} lacks clips of {len(missing)} of {len(prompts)} captions, such as "
-            f"{missing[0]!r}: make them, or ask for fewer --clips"
-        )
-    return [clips[prompt, 0] for prompt in prompts]
-
-
-def _read_text(path: pathlib.Path, mend: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise errors.UserError(f"cannot read {path} ({error.strerror}): {mend}") from error
-
-
-def _paths(entries: Sequence[Entry]) -> list[pathlib.Path]:
-    return [entry["path"] for entry in entries]
-
-
-def read_clips(paths: Sequence[pathlib.Path], sample_rate: int):
-    """Waveforms of `SECONDS` each, f32 [N, T]; shorter ones end in silence."""
-    import numpy as np
-
-    from musiclm import audio
-
-    length = round(SECONDS * sample_rate)
-    waveform_NT = np.zeros((len(paths), length), np.float32)
-    for waveform_T, path in zip(waveform_NT, paths, strict=True):
-        samples_T = audio.read_audio(path, sample_rate)[:length]
-        waveform_T[: len(samples_T)] = samples_T
-    return waveform_NT
-
-
 def ways(bundle, best_of: int) -> dict[str, dict[str, Any]]:
     """How a bundle's clips are made, by the names that they have in the report."""
     named: dict[str, dict[str, Any]] = {"generated": {}}
@@ -225,49 +171,6 @@ def ways(bundle, best_of: int) -> dict[str, dict[str, Any]]:
     if best_of > 1:
         named[f"best of {best_of}"] = {"best_of": best_of}
     return named
-
-
-def generate(
-    bundle,
-    prompts: Sequence[str],
-    folder: pathlib.Path,
-    what: str,
-    *,
-    best_of: int = 1,
-    decoding: str = api.DECODINGS[0],
-) -> list[pathlib.Path]:
-    """Makes the clip of each prompt unless its file is there already.
-
-    The i-th has seed i, or is the best of several.
-
-    Args:
-      bundle: that makes them.
-      prompts: of the clips.
-      folder: for the files.
-      what: one of `ways`.
-      best_of, decoding: see `api.MusicLM.generate`.
-    """
-    from tqdm import tqdm
-
-    from musiclm.api import MusicLM
-
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{bundle.digest} {SECONDS} {what} {seed} {text}" for seed, text in enumerate(prompts)]
-    files = [folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.wav" for name in names]
-    model = MusicLM(bundle)
-    for first in tqdm(range(0, len(prompts), BATCH), desc=what, unit="batch"):
-        batch = slice(first, first + BATCH)
-        if not all(file.is_file() for file in files[batch]):
-            clips = model.generate(
-                list(prompts[batch]),
-                seconds=SECONDS,
-                seed=first * best_of,
-                best_of=best_of,
-                decoding=decoding,
-            )
-            for clip, file in zip(clips, files[batch], strict=True):
-                clip.save(file)
-    return files
 
 
 def greedy(bundle):
@@ -293,22 +196,3 @@ def greedy(bundle):
         return codes_NTQ[:, :, 0]
 
     return go_on
-
-
-class Bars(contextlib.AbstractContextManager):
-    """A progress bar for each thing at work."""
-
-    def __init__(self):
-        self._bars: dict[str, Any] = {}
-
-    def move(self, what: str, done: int, total: int) -> None:
-        """Shows how far something is."""
-        from tqdm import tqdm
-
-        if what not in self._bars:
-            self._bars[what] = tqdm(total=total, desc=what, unit="clip")
-        self._bars[what].update(done - self._bars[what].n)
-
-    def __exit__(self, *_) -> None:
-        for bar in self._bars.values():
-            bar.close()

@@ -1,6 +1,6 @@
-"""Ablations: variants of one run, trained from several seeds, and how far they lie apart.
+"""Ablations: variants of one run, made from several seeds, and how far they lie apart.
 
-S: seeds.
+S: seeds, N: items that a figure is the mean of, such as clips.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from musiclm.evaluation import report
+from musiclm.evaluation import bootstrap, report
 from musiclm.evaluation.bootstrap import Estimate
 
 _LEVEL = 0.95
@@ -109,14 +109,17 @@ class Outcome:
 
     Attributes:
       run: the digest of all that decides it: equal runs have equal ones.
-      code: digest of the program that trained it; "" if nothing did.
+      code: digest of the program that made it; "" if nothing did.
       curves: by metric; empty if it did not end well.
+      items: what the figure is the mean of, by metric, where that is known; the i-th of every run
+        is of the same thing, such as a caption.
       missing: why there are none, in words.
     """
 
     run: str
     code: str = ""
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
+    items: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     missing: str = ""
 
 
@@ -137,6 +140,12 @@ def read_curves(path: pathlib.Path, names: Sequence[str]) -> dict[str, dict[int,
     return curves
 
 
+def read_items(path: pathlib.Path, names: Sequence[str]) -> dict[str, list[float]]:
+    """The items of metrics, see `Outcome`; a training leaves none."""
+    items = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: items[name] for name in names if name in items}
+
+
 def paired_difference(variant_S: np.ndarray, base_S: np.ndarray) -> Estimate:
     """The mean difference of runs from the same seeds, and its interval by Student's t.
 
@@ -150,6 +159,16 @@ def paired_difference(variant_S: np.ndarray, base_S: np.ndarray) -> Estimate:
         return Estimate(mean, -math.inf, math.inf, n)
     half = _t(n) * float(differences_S.std(ddof=1)) / n**0.5
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def difference_of_items(variant_SN: np.ndarray, base_SN: np.ndarray) -> Estimate:
+    """The mean difference of runs whose figures are means of items, by the bootstrap over items.
+
+    An item is first averaged over seeds: the interval tells how far other items, such as other
+    captions, would move the mean.
+    """
+    differences_SN = np.asarray(variant_SN, np.float64) - np.asarray(base_SN, np.float64)
+    return bootstrap.mean(differences_SN.mean(axis=0), level=_LEVEL)
 
 
 def _t(n: int) -> float:
@@ -167,6 +186,7 @@ class Row:
       mean: of these; None without any.
       difference: from the first variant, over the seeds that both have; None without any, and of
         the first variant itself.
+      over: what the interval of the difference is over, "seeds" or "items".
       verdict: "better", "worse", "not separated" where the interval holds 0, or why there is none.
     """
 
@@ -174,6 +194,7 @@ class Row:
     values: Mapping[int, float]
     mean: float | None
     difference: Estimate | None
+    over: str
     verdict: str
 
 
@@ -185,24 +206,40 @@ def rows(study: Study, metric: Metric, outcomes: Mapping[tuple[str, int], Outcom
       metric: of its metrics.
       outcomes: of every run, by variant and seed.
     """
-    figures: dict[str, dict[int, float]] = {variant.name: {} for variant in study.variants}
-    runs: dict[str, set[str]] = {variant.name: set() for variant in study.variants}
+    of: dict[str, dict[int, Outcome]] = {variant.name: {} for variant in study.variants}
     for (name, seed), outcome in outcomes.items():
-        runs[name].add(outcome.run)
-        if curve := outcome.curves.get(metric.name):
-            figures[name][seed] = metric.of(curve)
-    first = study.variants[0].name
-    made = []
-    for name, values in figures.items():
-        mean = float(np.mean(list(values.values()))) if values else None
-        pairs = [(values[seed], figures[first][seed]) for seed in values if seed in figures[first]]
-        if name == first or not pairs:
-            difference, told = None, ""
-        else:
-            difference = paired_difference(*np.transpose(pairs))
-            told = "the same runs" if runs[name] == runs[first] else _verdict(difference, metric)
-        made.append(Row(name, values, mean, difference, told))
-    return made
+        of[name][seed] = outcome
+    first = of[study.variants[0].name]
+    return [_row(metric, name, runs, first) for name, runs in of.items()]
+
+
+def _row(
+    metric: Metric, name: str, runs: Mapping[int, Outcome], first: Mapping[int, Outcome]
+) -> Row:
+    """A variant's row; both have outcomes by seed."""
+    values, base = _figures(metric, runs), _figures(metric, first)
+    mean = float(np.mean(list(values.values()))) if values else None
+    seeds = [seed for seed in values if seed in base]
+    if runs is first or not seeds:
+        return Row(name, values, mean, None, "", "")
+    items = [[of[seed].items.get(metric.name, ()) for seed in seeds] for of in (runs, first)]
+    lengths = {len(items_N) for items_SN in items for items_N in items_SN}
+    if len(lengths) == 1 and 0 not in lengths:
+        difference, over = difference_of_items(*items), "items"
+    else:
+        pairs = [[of[seed] for seed in seeds] for of in (values, base)]
+        difference, over = paired_difference(*pairs), "seeds"
+    same = {one.run for one in runs.values()} == {one.run for one in first.values()}
+    told = "the same runs" if same else _verdict(difference, metric)
+    return Row(name, values, mean, difference, over, told)
+
+
+def _figures(metric: Metric, runs: Mapping[int, Outcome]) -> dict[int, float]:
+    return {
+        seed: metric.of(outcome.curves[metric.name])
+        for seed, outcome in runs.items()
+        if outcome.curves.get(metric.name)
+    }
 
 
 def _verdict(difference: Estimate, metric: Metric) -> str:
@@ -218,7 +255,14 @@ def record(study: Study, outcomes: Mapping[tuple[str, int], Outcome]) -> dict[st
     return {
         **dataclasses.asdict(study),
         "runs": [
-            {"variant": name, "seed": seed, **dataclasses.asdict(outcome)}
+            {
+                "variant": name,
+                "seed": seed,
+                "run": outcome.run,
+                "code": outcome.code,
+                "curves": outcome.curves,
+                "missing": outcome.missing,
+            }
             for (name, seed), outcome in outcomes.items()
         ],
         "figures": {
@@ -239,10 +283,14 @@ def markdown(study: Study, outcomes: Mapping[tuple[str, int], Outcome], title: s
     """The study as a page: its tables, how to read them, and what was expected."""
     seeds = sorted({seed for _, seed in outcomes})
     first = study.variants[0].name
-    page = [f"# {title}", study.question]
+    page, over = [f"# {title}", study.question], set()
     for metric in study.metrics:
         by_seed = [f"seed {seed}" for seed in seeds]
         head = ["variant", *by_seed, "mean", f"difference from {first}", ""]
+        found = rows(study, metric, outcomes)
+        of = sorted({row.over for row in found} - {""})
+        over |= set(of)
+        told = "; ".join([metric.told(), *(f"intervals over {what}" for what in of)])
         table = [
             [
                 row.variant,
@@ -251,27 +299,36 @@ def markdown(study: Study, outcomes: Mapping[tuple[str, int], Outcome], title: s
                 _told(row.difference),
                 row.verdict,
             ]
-            for row in rows(study, metric, outcomes)
+            for row in found
         ]
-        page += [f"**{metric.name}** ({metric.told()})", report.table(head, table, _DIGITS)]
+        page += [f"**{metric.name}** ({told})", report.table(head, table, _DIGITS)]
     page.append(
-        f"In brackets {100 * _LEVEL:.0f} % intervals of the mean difference, by Student's t over "
-        "pairs of runs from the same seed. They tell how far other seeds would move it, not what "
-        'other data or longer training would; "not separated": the interval holds 0. Several '
-        "variants are not corrected for."
+        f"In brackets {100 * _LEVEL:.0f} % intervals of the mean difference, over pairs of runs "
+        'from the same seed; "not separated": the interval holds 0. Several variants are not '
+        "corrected for."
     )
-    if len(seeds) == 2:
+    if "seeds" in over:
         page.append(
-            "Two seeds leave one degree of freedom: the standard error is a guess from two "
-            f"differences, and an interval reaches {_t(2):.1f} of it to either side."
+            "Over seeds: by Student's t; they tell how far other seeds would move it, not what "
+            "other data or longer training would."
+        )
+        if len(seeds) == 2:
+            page[-1] += (
+                " Two seeds leave one degree of freedom: the standard error is a guess from two "
+                f"differences, and an interval reaches {_t(2):.1f} of it to either side."
+            )
+    if "items" in over:
+        page.append(
+            "Over items, such as clips, where a figure is a mean of these: by the bootstrap, each "
+            "item averaged over the seeds; they tell how far other items would move it."
         )
     if study.caveat:
         page.append(study.caveat)
     programs = {outcome.code for outcome in outcomes.values()} - {""}
     if len(programs) > 1:
         page.append(
-            "**These runs were trained by different versions of the program**: what sets them "
-            "apart may be that. Give another --out to train them all anew."
+            "**These runs were made by different versions of the program**: what sets them "
+            "apart may be that. Give another --out to make them all anew."
         )
     expected = [
         [v.name, "<br>".join(f"`{binding}`" for binding in v.overrides) or "–", v.expected]

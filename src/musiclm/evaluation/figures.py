@@ -9,7 +9,7 @@ Q levels.
 
 import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -274,13 +274,30 @@ def semantic_table(
     rests_on: str,
     *,
     clips_per_class: int = 10,
+    counter: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> Table:
-    """What semantic tokens tell of a clip."""
+    """What semantic tokens tell of a clip.
+
+    Args:
+      tokens_NT: of clips.
+      centroids_KD: of the clusters.
+      truths: what each clip is.
+      questions: to ask.
+      rests_on: which tokenizer.
+      clips_per_class: that ABX takes at the most.
+      counter: called with each question and the clips that its ABX takes; what it returns is called
+        with 1 after each of them.
+    """
     rows = []
     for question in questions:
         classes_N = np.array([truth[question] for truth in truths])
+        total = sum(min(n, clips_per_class) for n in Counter(classes_N.tolist()).values())
         error = semantic_tokens.abx(
-            tokens_NT, classes_N, centroids_KD, clips_per_class=clips_per_class
+            tokens_NT,
+            classes_N,
+            centroids_KD,
+            clips_per_class=clips_per_class,
+            progress=counter(question, total) if counter else None,
         )
         rows.append(
             (

@@ -75,6 +75,12 @@ class Clips:
         """Of each clip the first caption that names every attribute."""
         return [long_caption(entry) for entry in self.entries]
 
+    @functools.cached_property
+    def questions(self) -> list[str]:
+        """Those of `adherence.QUESTIONS` that have two classes or more, and two clips of each."""
+        counts = {q: Counter(truth[q] for truth in self.truths) for q in adherence.QUESTIONS}
+        return [q for q, of_class in counts.items() if len(of_class) > 1 < min(of_class.values())]
+
     def first(self, count: int) -> "Clips":
         """The first so many."""
         return Clips(waveform_NT=self.waveform_NT[:count], entries=self.entries[:count])
@@ -176,16 +182,20 @@ class Suite:
                 looked[_VGGISH] = vggish.embed(self.vggish, heard_T)
             return looked
 
+        depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
+        return self.cache.each(depends_on, clips, at, self._counter(what, total))
+
+    def _counter(self, what: str, total: int) -> Callable[[int], None]:
+        """To be called with the clips of `total` that are done since the last call."""
         done = 0
 
-        def progress(count: int) -> None:
+        def count(more: int) -> None:
             nonlocal done
-            done += count
+            done += more
             if self.progress:
                 self.progress(what, done, total)
 
-        depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
-        return self.cache.each(depends_on, clips, at, progress)
+        return count
 
     def _embed(self, mulan: tokenizers.MuLanTokenizer, waveform_T: np.ndarray) -> np.ndarray:
         heard_T = audio.resample(waveform_T, self.rate, mulan.sample_rate)
@@ -293,17 +303,14 @@ class Suite:
         ]
 
     def semantic_table(self) -> Table:
-        """Of semantic tokens on real clips, by questions that have two clips of every class."""
-        counts = {
-            question: Counter(truth[question] for truth in self.held_out.truths)
-            for question in self.judge.classifiers
-        }
+        """Of semantic tokens on real clips."""
         return figures.semantic_table(
             self.real_tokens_NT,
             self.semantic.clusters["centroids_KD"],
             self.held_out.truths,
-            [q for q, of_class in counts.items() if len(of_class) > 1 < min(of_class.values())],
+            self.held_out.questions,
             f"w2v-BERT of {self.name}",
+            counter=lambda question, total: self._counter(f"ABX, {question}", total),
         )
 
     def likelihood_table(self, real: Clips) -> Table:

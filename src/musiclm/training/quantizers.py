@@ -3,6 +3,7 @@
 B: batch, T: samples or frames, D: width.
 """
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ def fit_semantic_clusters(
     num_batches: int,
     batch_size: int,
     num_iters: int = 50,
+    feature_layer: int | None = None,
     seed: int = 0,
 ) -> None:
     """Clusters the standardised features of a trained w2v-BERT (MusicLM 3.1).
@@ -48,16 +50,19 @@ def fit_semantic_clusters(
       num_clusters: semantic tokens.
       num_batches, batch_size: how much to fit on.
       num_iters: of k-means.
+      feature_layer: instead of the one that the model was trained for, see `W2vBertConfig`; blocks
+        above that one are not in its file.
       seed: of the batches and of k-means.
     """
     trained = bundle.load_component(*os.path.split(model))
-    network = w2v_bert.W2vBert(trained.config)
+    config = trained.config
+    if feature_layer is not None:
+        config = dataclasses.replace(config, feature_layer=feature_layer)
+    network = w2v_bert.W2vBert(config)
     features = jax.jit(lambda v, x: network.apply(v, x, method="features"))
     features_ND = np.concatenate(
         [
-            np.asarray(features(trained.variables, batch["waveform"])).reshape(
-                -1, trained.config.model_dim
-            )
+            np.asarray(features(trained.variables, batch["waveform"])).reshape(-1, config.model_dim)
             for batch in sample_batches(dataset, num_batches, batch_size, seed)
         ]
     )
@@ -68,7 +73,7 @@ def fit_semantic_clusters(
     clusters = {"mean_D": mean_D, "std_D": std_D, "centroids_KD": np.asarray(centroids_KD)}
     bundle.save_component(
         *os.path.split(component),
-        bundle.Component(trained.config, {**trained.variables, "clusters": clusters}),
+        bundle.Component(config, {**trained.variables, "clusters": clusters}),
     )
 
 
