@@ -229,7 +229,7 @@ def test_signals_leave_nothing(tmp_path, signum, code):
         "    name = 'slow'\n"
         "    def generate(self, *args, **kwargs):\n"
         "        print('ready', flush=True); time.sleep(60)\n"
-        "api.MusicLM.from_pretrained = classmethod(lambda cls, name: Slow())\n"
+        "api.MusicLM.from_pretrained = classmethod(lambda cls, name, **options: Slow())\n"
         f"sys.exit(main.main(['generate', 'piano', '--out', {str(tmp_path / 'out')!r}]))\n"
     )
     with subprocess.Popen(
