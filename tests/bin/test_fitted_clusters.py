@@ -41,6 +41,7 @@ def measurement(tiny_bundle, corpus, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_figures_are_means_over_the_reports(measurement, tmp_path):
     found = measurement.measure(tmp_path / "run", tmp_path / "cache", seed=1)
     assert set(found) == set(measurement.figures)

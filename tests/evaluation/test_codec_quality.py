@@ -45,6 +45,7 @@ def test_half_the_amplitude_is_six_decibels_to_the_ear_and_none_to_si_sdr(clips_
     assert (quality.si_sdr_db_N > 80).all()
 
 
+@pytest.mark.slow
 def test_each_level_comes_closer(clips_NT):
     codec = RoundingCodec()
     measured = codec_quality.measure(codec, clips_NT, batch_size=2)

@@ -28,7 +28,10 @@ SIZES = TransformerConfig(
 )
 
 
-@pytest.mark.parametrize("stage", ["semantic", "coarse", "fine"])
+@pytest.mark.parametrize(
+    "stage",
+    ["semantic", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("coarse", "fine"))],
+)
 def test_it_is_the_mean_cross_entropy_of_the_first_window(stage):
     config = TokenLMConfig(layout=StageLayout.of(stage, SPEC), transformer=SIZES)
     layout, rng = config.layout, np.random.default_rng(0)

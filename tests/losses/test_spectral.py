@@ -30,6 +30,7 @@ def test_frame_loss_equals_the_papers_sum():
     assert float(loss(target_BT, waveform_BT, RATE)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [

@@ -117,6 +117,7 @@ def stream(moved):
 
 
 # Three lengths, so that few shapes are compiled; a frame alone is shorter than what layers read.
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([1, 2, 7]), min_size=1, max_size=12))
 def test_pieces_of_any_lengths_make_the_whole(stream, lengths):
     decode, codes_BTQ, whole_BT = stream
