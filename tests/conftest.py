@@ -11,6 +11,9 @@ import pytest
 # libtpu is here to compile for TPUs, and JAX would look for one with it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Tests run side by side, one on each core: more threads would only wait, and spin while they do.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Most programs of the tests run a few times: LLVM's optimisation takes longer than it saves. XLA's
 # own stays, and with it what the tests say of programs and their memory. Processes that a test
 # starts add their flags to these: compiled otherwise, they differ in the last bit.
