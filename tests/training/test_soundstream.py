@@ -115,19 +115,29 @@ def test_discriminators_wait_for_their_step_then_learn():
 
 
 def test_gradient_is_the_weighted_sum_of_the_losses():
-    state = _compiled(TASK)[0](jax.random.key(0), _batch(0))
+    """Of those on the output, and, in one way back, of those of the discriminators."""
+    state = _compiled(ADVERSARIAL)[0](jax.random.key(0), _batch(0)).replace(step=2)
     rng = np.random.default_rng(0)
-    gradients = {
-        name: jnp.asarray(rng.normal(size=(2, 8)), jnp.float32)
-        for name in ("spectral", "waveform", "adversarial", "feature")
-    }
+    target_BT = _batch(0)["waveform"]
+    fake_BT = target_BT + 0.1 * rng.normal(size=target_BT.shape).astype(np.float32)
+    weights = {"spectral": 2.0, "waveform": 3.0, "adversarial": 5.0, "feature": 7.0}
     task = dataclasses.replace(
-        TASK, spectral_weight=2.0, waveform_weight=3.0, adversarial_weight=5.0, feature_weight=7.0
+        ADVERSARIAL,
+        balance_gradients=False,
+        **{f"{name}_weight": weight for name, weight in weights.items()},
     )
-    total, _ = task._combine(state, gradients)
-    expected = 2 * gradients["spectral"] + 3 * gradients["waveform"]
-    expected += 5 * gradients["adversarial"] + 7 * gradients["feature"]
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+    @jax.jit
+    def gradients(state, target_BT, fake_BT):
+        on_output = ADVERSARIAL._reconstruction(target_BT, fake_BT)[0]
+        alone = on_output | ADVERSARIAL._judge(state, target_BT, fake_BT)[0]
+        together = on_output | task._judge(state, target_BT, fake_BT)[0]
+        return alone, task._combine(state, together)[0]
+
+    alone, total = gradients(state, target_BT, fake_BT)
+    assert all(bool(jnp.any(alone[name] != 0)) for name in weights)
+    expected = sum(weight * alone[name] for name, weight in weights.items())
+    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_quantizer_dropout_draws_every_level():

@@ -418,11 +418,16 @@ class SoundStreamTask:
         return gradients, losses
 
     def _judge(self, state, target_BT, fake_BT):
-        """Updates the discriminators and asks them for gradients with respect to the output."""
-        names = ("adversarial", "feature")
+        """Updates the discriminators and asks them for gradients with respect to the output.
+
+        Of each loss alone if they are to be balanced, else of their sum: one way back less.
+        """
         if self.discriminator is None:
             return {}, state.discriminator_params, state.discriminator_opt_state, {}
         model, optimizer = Discriminators(self.discriminator), self.discriminator_optimizer.make()
+        shares = {"judged": (self.adversarial_weight, self.feature_weight)}
+        if self.balance_gradients:
+            shares = {"adversarial": (1.0, 0.0), "feature": (0.0, 1.0)}
 
         def losses(params, fake_BT):
             real = model.apply({"params": params}, target_BT)
@@ -443,8 +448,8 @@ class SoundStreamTask:
             gradients, _ = pullback((one, zero, zero))
             updates, opt_state = optimizer.update(gradients, state.discriminator_opt_state, params)
             wanted = {
-                "adversarial": pullback((zero, one, zero))[1],
-                "feature": pullback((zero, zero, one))[1],
+                name: pullback((zero, adversarial_share * one, feature_share * one))[1]
+                for name, (adversarial_share, feature_share) in shares.items()
             }
             metrics = {
                 "discriminator": discriminator,
@@ -457,7 +462,7 @@ class SoundStreamTask:
         def abstain():
             metrics = ("discriminator", "adversarial", "feature", "generator_discriminator_ratio")
             return (
-                {name: jnp.zeros_like(fake_BT) for name in names},
+                {name: jnp.zeros_like(fake_BT) for name in shares},
                 state.discriminator_params,
                 state.discriminator_opt_state,
                 {name: jnp.zeros(()) for name in metrics},
@@ -473,6 +478,7 @@ class SoundStreamTask:
             "waveform": self.waveform_weight,
             "adversarial": self.adversarial_weight * started,
             "feature": self.feature_weight * started,
+            "judged": started,  # has these two weights in it
         }
         if not self.balance_gradients:
             return sum(weights[name] * g for name, g in gradients.items()), state.balancer
