@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from musiclm import exit_codes
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -66,8 +68,8 @@ class Job:
 class Starter:
     """Starts jobs of tiny_job.gin; none outlives the test."""
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder, self._jobs = folder, []
+    def __init__(self, folder: pathlib.Path, cache: pathlib.Path):
+        self._folder, self._cache, self._jobs = folder, cache, []
 
     def __call__(self, name, processes=2, devices=2, bindings=(), **macros) -> Job:
         """Some processes, each its own child of the test."""
@@ -91,7 +93,7 @@ class Starter:
         """The same under the launcher's supervisor, which is the job's only process here."""
         command = [sys.executable, "-m", "tpu_launch", "supervise", f"--processes={processes}"]
         command += [f"--devices={devices}", "--retries=3", f"--logs={self._folder / 'logs'}"]
-        command += ["--grace-seconds=5", "--", *self._command(name, bindings, macros)]
+        command += ["--grace-seconds=1", "--", *self._command(name, bindings, macros)]
         return self._keep([self._popen(command, f"{name}.0.stderr", {})], name)
 
     def stop(self) -> None:
@@ -112,13 +114,29 @@ class Starter:
     def _popen(self, command, stderr, environment) -> subprocess.Popen:
         environment = os.environ | environment
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, sys.path)])
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(self._folder / "cache")
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(self._cache)
         with (self._folder / stderr).open("a") as out:
             return subprocess.Popen(command, env=environment, cwd=self._folder, stderr=out)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What all jobs compile is nearly the same."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def start(tmp_path):
-    starter = Starter(tmp_path)
+def start(tmp_path, cache):
+    starter = Starter(tmp_path, cache)
     yield starter
+    starter.stop()
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory, cache):
+    """A job of two processes to which nothing happened."""
+    starter = Starter(tmp_path_factory.mktemp("unharmed"), cache)
+    job = starter("unharmed")
+    assert job.wait() == [exit_codes.DONE] * 2
+    yield job
     starter.stop()

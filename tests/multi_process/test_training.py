@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import time
 
@@ -13,33 +14,29 @@ from musiclm import bundle, exit_codes
 pytestmark = pytest.mark.slow
 
 
-def exported(tmp_path):
-    return bundle.load_component(tmp_path / "out", "perceptron").variables["params"]
+def exported(job):
+    return bundle.load_component(job.workdir.parent / "out", "perceptron").variables["params"]
 
 
-def test_two_processes_equal_one(start, tmp_path):
+def test_two_processes_equal_one(start, unharmed):
     """The same batches and losses, though rows and kernels lie elsewhere."""
     one = start("one", processes=1, devices=1, FSDP=1)
     assert one.wait() == [exit_codes.DONE]
-    expected = exported(tmp_path)
-    two = start("two")
-    assert two.wait() == [exit_codes.DONE] * 2
-    assert one.losses().keys() == two.losses().keys() == set(range(1, 61))
+    assert one.losses().keys() == unharmed.losses().keys() == set(range(1, 61))
     np.testing.assert_allclose(
-        list(two.losses().values()), list(one.losses().values()), rtol=1e-5, atol=1e-6
+        list(unharmed.losses().values()), list(one.losses().values()), rtol=1e-5, atol=1e-6
     )
-    for name, layer in exported(tmp_path).items():
+    expected = exported(one)
+    for name, layer in exported(unharmed).items():
         np.testing.assert_allclose(layer["kernel"], expected[name]["kernel"], atol=2e-3)
-    last = [line for line in two.lines() if "loss" in line][-1]
+    last = [line for line in unharmed.lines() if "loss" in line][-1]
     assert 0 < last["goodput"] < 1
     assert last["step_ms"] > 0
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_losses(start):
+def test_killed_at_any_moment_it_goes_on_to_the_same_losses(start, unharmed):
     """On its layout bit for bit, on another to 1e-5; only steps after the last save are lost."""
-    whole = start("whole")
-    assert whole.wait() == [exit_codes.DONE] * 2
-    expected = whole.losses()
+    expected = unharmed.losses()
     for step in (12, 30):  # in the middle, and as a save begins
         job = start("killed", PACE=0.05)
         job.wait_for_step(step)
@@ -47,15 +44,13 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_losses(start):
         time.sleep(0.5)
         job.kill()
     before = len(job.lines())
+    shutil.copytree(job.workdir, job.workdir.with_name("moved"))
     job = start("killed", PACE=0.0)
     assert job.wait() == [exit_codes.DONE] * 2
     resumed = [line["step"] for line in job.lines()[before:] if "loss" in line]
     assert resumed[0] > 20  # from the save at 20 at the oldest
     assert job.losses() == expected
 
-    job = start("moved", PACE=0.05)
-    job.wait_for_step(25)
-    job.kill()
     job = start("moved", processes=1, devices=4, FSDP=4)
     assert job.wait() == [exit_codes.DONE]
     np.testing.assert_allclose(
@@ -131,12 +126,9 @@ def test_anothers_checkpoint_is_refused_before_anything_is_compiled(start):
         assert told in job.stderr(0).splitlines()[-1]
 
 
-def test_the_launcher_starts_a_job_again_until_it_is_done(start):
+def test_the_launcher_starts_a_job_again_until_it_is_done(start, unharmed):
     """A process dies of its own; the losses are those of an unharmed job."""
-    short = ["loop.train.num_steps=30"]
-    unharmed = start("unharmed", bindings=short)
-    assert unharmed.wait() == [exit_codes.DONE] * 2
-    job = start.launch("harmed", bindings=short, PACE=0.05)
+    job = start.launch("harmed", PACE=0.02)
     job.wait_for_step(15)
     (supervisor,) = job.processes
     children = pathlib.Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
