@@ -56,7 +56,7 @@ third/ablation.Variant.expected = '?'
 third/ablation.Variant.overrides = ({!r},)
 """
 
-PACE = "PACE=0.1"  # at which a test can get between
+PACE = "PACE=0.03"  # at which a test can get between
 
 
 @pytest.fixture

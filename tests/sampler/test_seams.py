@@ -66,17 +66,14 @@ def with_cuts(samples_T, at_S):
 
 @pytest.mark.slow
 def test_no_seam_clicks():
-    """A minute of held notes, which would hide nothing."""
+    """36 s of held notes, which would hide nothing."""
     model = MusicLM.from_pretrained("gm-mini")
-    clip = {"prompt": "church organ", "seconds": 60.0, "seed": 13}
+    clip = {"prompt": "church organ", "seconds": 36.0, "seed": 13}
     (plan,) = model.plans(**clip)
     samples_T = model.generate(clip.pop("prompt"), **clip).samples
     at = seams(model._chain, plan)
-    assert {stage: len(at_S) for stage, at_S in at.items()} == {
-        "semantic": 10,
-        "coarse": 16,
-        "fine": 59,
-    }
+    numbers = {stage: len(at_S) for stage, at_S in at.items()}
+    assert numbers == {"semantic": 6, "coarse": 9, "fine": 35}
     all_S = np.concatenate(list(at.values()))
     for stage, at_S in at.items():
         # Places drawn at random would have a share of 0.5, with this deviation. Windows of the fine
