@@ -5,15 +5,49 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import soundfile
 
 from musiclm import bundle
 from musiclm.bin import clips, evaluate, main
 from musiclm.evaluation import report, suite
 
+KLD = ("KLD", "KLD by AudioSet's classes")
+
+
+@pytest.fixture
+def audioset_file(tmp_path):
+    """A classifier of three classes, untrained, of patches side by side."""
+    tower = "audio_spectrogram_transformer."
+    embeddings, layer = f"{tower}embeddings.", f"{tower}encoder.layer.0."
+    shapes = {
+        f"{embeddings}cls_token": (1, 1, 64),
+        f"{embeddings}distillation_token": (1, 1, 64),
+        f"{embeddings}position_embeddings": (1, 8 * 64 + 2, 64),
+        f"{embeddings}patch_embeddings.projection.weight": (64, 1, 16, 16),
+        f"{embeddings}patch_embeddings.projection.bias": (64,),
+    }
+    for name in ("attention.query", "attention.key", "attention.value", "output.dense"):
+        shapes |= {f"{layer}attention.{name}.weight": (64, 64), f"{layer}attention.{name}.bias": 64}
+    for name in ("intermediate.dense", "output.dense"):
+        shapes |= {f"{layer}{name}.weight": (64, 64), f"{layer}{name}.bias": 64}
+    norms = (f"{layer}layernorm_before", f"{layer}layernorm_after", f"{tower}layernorm")
+    for name in (*norms, "classifier.layernorm"):
+        shapes |= {f"{name}.weight": 64, f"{name}.bias": 64}
+    shapes |= {"classifier.dense.weight": (3, 64), "classifier.dense.bias": 3}
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.normal(scale=0.3, size=shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    path = tmp_path / "audioset.safetensors"
+    safetensors.numpy.save_file(weights, path)
+    return path
+
 
 @pytest.mark.slow
-def test_a_report_is_written_down_the_same_twice(soundstorm_bundle, corpus, tmp_path, monkeypatch):
+def test_a_report_is_written_down_the_same_twice(
+    soundstorm_bundle, corpus, audioset_file, tmp_path, monkeypatch
+):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("musiclm.evaluation.memorization.PERMUTED_PAIRS", 10_000)
     readme = tmp_path / "README.md"
@@ -32,7 +66,16 @@ def test_a_report_is_written_down_the_same_twice(soundstorm_bundle, corpus, tmp_
     arguments = [
         *("evaluate", "--model", soundstorm_bundle, "--train", corpus, "--held-out", corpus),
         *("--out", out, "--clips", 3, "--pairs", 6, "--fit-clips", 6, "--best-of", 2),
-        *("--judge", judge, "--folder", f"copies={songs}", "--readme", readme),
+        *(
+            "--judge",
+            judge,
+            "--audioset",
+            audioset_file,
+            "--folder",
+            f"copies={songs}",
+            "--readme",
+            readme,
+        ),
     ]
     arguments = [str(argument) for argument in arguments]
     assert main.main(arguments) == 0
@@ -44,7 +87,10 @@ def test_a_report_is_written_down_the_same_twice(soundstorm_bundle, corpus, tmp_
     assert {"copies", "generated", "generated, parallel", "best of 2", "real"} <= set(adherence)
     assert adherence["generated"]["tempo"]["n"] == 3
     assert adherence["chance"]["instrument"] == 0.5
-    for name in ("Clips made from text", "Fréchet audio distance", "KLD", "MCC"):
+    by_audioset = figures["KLD by AudioSet's classes"]
+    assert by_audioset["real"]["KL(real ‖ clip)"]["value"] == 0
+    assert by_audioset["generated"]["KL(real ‖ clip)"]["value"] > 1e-6
+    for name in ("Clips made from text", "Fréchet audio distance", *KLD, "MCC"):
         assert figures[name]["copies"] == figures[name]["real"]
     # The judge is a copy of the model's own MuLan.
     heard = list(figures["MCC"]["generated"].values())
@@ -92,6 +138,7 @@ def test_a_bundle_without_a_soundstorm_is_measured_without():
         (["--readme", "missing.md"], "missing.md"),
         (["--judge", "same"], "is the model itself"),
         (["--folder", "generated=songs"], "has clips of that name"),
+        (["--audioset", "missing.safetensors"], "missing.safetensors"),
         (["--fit-clips", "1"], "have one answer to 'instrument', flute: take more"),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_figures_are_those_of_the_report(make, tiny_bundle, corpus, tmp_path
         assert distances[f"FAD {space}"]["value"] == expected
     cosine = row(measured.cosine_table(seen, real.prompts))["own text"]["value"]
     assert cosine == pytest.approx(found["mulan_cosine"].mean(), abs=1e-6)
-    kld = figures.divergence_table(measured.tagger, measured.real, seen, "")
+    (kld,) = measured.divergence_tables({**seen, "real": measured.real})
     assert row(kld)["KL(real ‖ clip)"]["value"] == pytest.approx(found["kld"].mean())
 
     # Started again it finds its clips; another seed has others.

@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="published weights of VGGish, for distances in its embedding as well",
     )
+    parser.add_argument(
+        "--audioset",
+        metavar="FILE",
+        help="published Audio Spectrogram Transformer (model.safetensors), for KLD over AudioSet's "
+        "classes as well",
+    )
     folders.add_argument(parser, "clips made elsewhere, to be measured as well; may be repeated")
     for name, default, what in (
         ("clips", 96, "captions to generate from"),
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         )
     compilation_cache.enable()
     from musiclm import bundle as bundles
-    from musiclm.models import vggish
+    from musiclm.models import audioset_ast, vggish
 
     try:
         from musiclm.bin import clips
@@ -103,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     judges = [bundles.load(args.judge)] if args.judge else []
     if any(judge.digest == bundle.digest for judge in judges):
         raise errors.UserError(f"--judge {args.judge} is the model itself: give another bundle")
+    published_vggish = vggish.load(args.vggish) if args.vggish else None
+    audioset = audioset_ast.load(args.audioset) if args.audioset else None
     held_out = clips.read_manifest(args.held_out, args.pairs)
     train = clips.read_manifest(args.train, args.fit_clips)
     prompts = [suite.long_caption(entry) for entry in held_out[: args.clips]]
@@ -128,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
             train=to_fit_on,
             held_out=to_measure,
             cache=embeddings.Cache(args.out / "embeddings"),
-            vggish=vggish.load(args.vggish) if args.vggish else None,
+            vggish=published_vggish,
+            audioset=audioset,
             progress=bars.move,
         )
         tables = measured.tables(made, greedy(bundle))

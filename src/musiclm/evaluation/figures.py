@@ -115,19 +115,25 @@ def _extrapolated(reference_MWD: np.ndarray, vectors_NWD: np.ndarray) -> float |
 
 
 def divergence_table(
-    fitted: tagger.Tagger, real: Descriptions, sources: Mapping[str, Descriptions], rests_on: str
+    title: str, sources: Mapping[str, Mapping[str, np.ndarray]], rests_on: str
 ) -> Table:
-    """KLD of what a tagger hears in clips and in the real ones of the same captions."""
-    p = fitted.distributions(real)
+    """KLD of what a classifier hears in clips and in the real ones of the same captions.
+
+    Args:
+      title: of the table.
+      sources: "real" and others; distributions [N, C] by question, see `Tagger.distributions`.
+      rests_on: the classifier.
+    """
+    p = sources["real"]
     rows = []
-    for source, descriptions in sources.items():
-        q = fitted.distributions(descriptions)
+    for source, q in sources.items():
         both = (tagger.divergences(p, q), tagger.divergences(q, p))
         rows.append((source, *map(bootstrap.mean, both)))
+    together = " together" if len(p) > 1 else ""
     return Table(
-        title="KLD",
+        title=title,
         note=f"nats between what a tagger hears in the real clip of a caption and in the clip made "
-        f"of it, over {', '.join(fitted.classifiers)} together; less is nearer.",
+        f"of it, over {', '.join(p)}{together}; less is nearer.",
         rests_on=(rests_on,),
         head=("", "KL(real ‖ clip)", "KL(clip ‖ real)"),
         rows=tuple(rows),

@@ -28,7 +28,7 @@ from musiclm.evaluation import (
     tagger,
 )
 from musiclm.evaluation.report import Table
-from musiclm.models import vggish
+from musiclm.models import audioset_ast, vggish
 from musiclm.tokens import tokenizers
 from musiclm.tokens.layout import STAGES
 
@@ -43,6 +43,7 @@ _SHUFFLES = 4  # versions of each clip that the semantic stage shall find less l
 _MEMORIZED = 64  # training clips that it is asked to go on with
 _PROMPT_SECONDS = (0, 1, 2, 5)
 _VGGISH = "vggish"
+_AUDIOSET = "audioset"
 # Of the code that describes clips, as it was loaded: what another version computed is not taken.
 _CODE = hashlib.sha256(
     "".join(map(inspect.getsource, (descriptors, embeddings, notes))).encode()
@@ -102,6 +103,7 @@ class Suite:
       held_out: clips that nothing was fitted on.
       cache: of what was computed of clips.
       vggish: parameters of VGGish, where there are any; see `models.vggish.load`.
+      audioset: a classifier of AudioSet, where there is one.
       progress: called with what is at work, the clips done and the clips in all.
     """
 
@@ -111,6 +113,7 @@ class Suite:
     held_out: Clips
     cache: embeddings.Cache
     vggish: Mapping[str, Any] | None = None
+    audioset: audioset_ast.AudioSetTagger | None = None
     progress: Progress | None = None
 
     def tables(self, made: Mapping[str, np.ndarray], go_on: GoOn) -> list[Table]:
@@ -131,7 +134,7 @@ class Suite:
         return [
             *figures.adherence_tables(self.judge, seen, real.truths, self.fitted_on),
             self.distance_table(seen),
-            figures.divergence_table(self.tagger, seen["real"], seen, self.fitted_on),
+            *self.divergence_tables(seen),
             self.cosine_table(seen, real.prompts),
             *self.mulan_tables(),
             figures.codec_table(self.codec, real.waveform_NT, f"SoundStream of {self.name}"),
@@ -180,9 +183,14 @@ class Suite:
             if self.vggish is not None:
                 heard_T = audio.resample(waveform_T, self.rate, vggish.SAMPLE_RATE)
                 looked[_VGGISH] = vggish.embed(self.vggish, heard_T)
+            if self.audioset is not None:
+                heard_T = audio.resample(waveform_T, self.rate, audioset_ast.SAMPLE_RATE)
+                looked[_AUDIOSET] = self.audioset.distribution(heard_T)
             return looked
 
         depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
+        if self.audioset is not None:
+            depends_on += f" AudioSet {self.audioset.digest}"
         return self.cache.each(depends_on, clips, at, self._counter(what, total))
 
     def _counter(self, what: str, total: int) -> Callable[[int], None]:
@@ -242,6 +250,25 @@ class Suite:
     def tagger(self) -> tagger.Tagger:
         """Of the KLD."""
         return tagger.fit(self.fitted, _twice(self.train.truths), tuple(self.judge.classifiers))
+
+    def divergence_tables(self, seen: Mapping[str, Sequence[embeddings.Arrays]]) -> list[Table]:
+        """KLD by the corpus's tagger, and by AudioSet's classifier where there is one."""
+        tables = [
+            figures.divergence_table(
+                "KLD",
+                {source: self.tagger.distributions(looked) for source, looked in seen.items()},
+                self.fitted_on,
+            )
+        ]
+        if self.audioset is not None:
+            classes = f"the {self.audioset.config.num_classes} classes of AudioSet"
+            heard = {
+                source: {classes: np.stack([one[_AUDIOSET] for one in looked])}
+                for source, looked in seen.items()
+            }
+            rests_on = f"Audio Spectrogram Transformer ({self.audioset.digest})"
+            tables.append(figures.divergence_table("KLD by AudioSet's classes", heard, rests_on))
+        return tables
 
     def distance_table(self, seen: Mapping[str, Sequence[embeddings.Arrays]]) -> Table:
         """Fréchet distances to the training clips."""
