@@ -10,7 +10,7 @@ import soundfile
 
 from musiclm import bundle
 from musiclm.bin import clips, evaluate, main
-from musiclm.evaluation import report, suite
+from musiclm.evaluation import codec_quality, report, suite
 
 KLD = ("KLD", "KLD by AudioSet's classes")
 
@@ -50,6 +50,8 @@ def test_a_report_is_written_down_the_same_twice(
 ):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("musiclm.evaluation.memorization.PERMUTED_PAIRS", 10_000)
+    monkeypatch.setattr(codec_quality, "has_visqol", lambda: True)
+    monkeypatch.setattr(codec_quality, "visqol", lambda real, *_: np.linspace(2, 4, len(real)))
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{report.BEGIN}\n{report.END}\nend\n")
     out = tmp_path / "out"
@@ -99,6 +101,7 @@ def test_a_report_is_written_down_the_same_twice(
     assert figures["KLD"]["real"]["KL(real ‖ clip)"]["value"] == 0
     assert figures["MuLan's retrieval"]["long"]["text → audio R@10"]["value"] == 1
     assert list(figures["Codec"]) == ["1", "2", "3"]
+    assert figures["Codec"]["2"]["ViSQOL"]["value"] == 3
     assert figures["Memorization"]["0"]["exact"]["n"] == 6
     assert set(figures["Stages on real clips"]) == {"semantic", "coarse", "fine"}
     for title in evaluate.README_TABLES:

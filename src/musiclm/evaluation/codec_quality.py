@@ -6,6 +6,7 @@ N clips, T samples or frames of codes, F frames, H bins of a spectrum, Q levels,
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from musiclm import audio
 from musiclm.losses import spectral
 
 _STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of the window
+_VISQOL_RATE = 48_000  # Hz, of its audio mode
 
 
 class Codec(Protocol):
@@ -154,6 +156,41 @@ def stft_distance(target_NT: np.ndarray, waveform_NT: np.ndarray) -> np.ndarray:
         convergence_N = gap_N / jnp.linalg.norm(target_NFH, axis=(1, 2))
         distance_N += convergence_N + jnp.abs(jnp.log(target_NFH / made_NFH)).mean(axis=(1, 2))
     return np.asarray(distance_N / len(_STFT_WINDOWS))
+
+
+def has_visqol() -> bool:
+    """Whether `visqol` can be asked: its package is there."""
+    return importlib.util.find_spec("visqol") is not None
+
+
+def visqol(
+    target_NT: np.ndarray,
+    waveform_NT: np.ndarray,
+    sample_rate: int,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Mean opinion scores that ViSQOL predicts (v3, arXiv 2004.09584), f64 [N], 1 to about 4.7.
+
+    Its audio mode. It takes seconds a clip, and the package visqol-python, which no extra brings:
+    it is built by a C compiler.
+
+    Args:
+      target_NT: the originals.
+      waveform_NT: the reconstructions, of the same shape.
+      sample_rate: Hz.
+      progress: called with 1 after each clip.
+    """
+    from visqol import VisqolApi
+
+    listener = VisqolApi()
+    listener.create(mode="audio")
+    scores = []
+    for pair in zip(target_NT, waveform_NT, strict=True):
+        heard = (audio.resample(one_T, sample_rate, _VISQOL_RATE).astype(float) for one_T in pair)
+        scores.append(listener.measure_from_arrays(*heard, _VISQOL_RATE).moslqo)
+        if progress:
+            progress(1)
+    return np.array(scores)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -167,8 +167,20 @@ def cosine_table(
     )
 
 
-def codec_table(codec: codec_quality.Codec, waveform_NT: np.ndarray, rests_on: str) -> Table:
-    """How near reconstructions from the first 1, 2, … and all levels come, and what they cost."""
+def codec_table(
+    codec: codec_quality.Codec,
+    waveform_NT: np.ndarray,
+    rests_on: str,
+    opinions: Mapping[int, np.ndarray],
+) -> Table:
+    """How near reconstructions from the first 1, 2, … and all levels come, and what they cost.
+
+    Args:
+      codec: to measure.
+      waveform_NT: real clips.
+      rests_on: which codec.
+      opinions: of ViSQOL, f64 [N], by number of levels; may be empty.
+    """
     quality = codec_quality.measure(codec, waveform_NT)
     codes_NTQ = np.concatenate([codec.encode(clip_T[None]) for clip_T in waveform_NT])
     usage = codec_quality.codebook_usage(codes_NTQ, codec.codebook_size)
@@ -177,11 +189,12 @@ def codec_table(codec: codec_quality.Codec, waveform_NT: np.ndarray, rests_on: s
         note=f"{len(waveform_NT)} real clips from the first so many levels. Log-mel distance over "
         "80 bands and STFT distance: less is nearer. Scale-invariant SDR: more is, but it says "
         "nothing of a codec that codes no phases. Perplexity and use of the last level's "
-        f"{codec.codebook_size} codes.",
+        f"{codec.codebook_size} codes."
+        + (f" ViSQOL of {len(opinions[1])} clips: 1 is bad." if opinions else ""),
         rests_on=(rests_on,),
         head=(
             "levels", "log-mel distance, dB", "STFT distance", "SI-SDR, dB", "kbit/s",
-            "perplexity", "codes in use",
+            "perplexity", "codes in use", *(["ViSQOL"] if opinions else []),
         ),
         rows=tuple(
             (
@@ -192,6 +205,7 @@ def codec_table(codec: codec_quality.Codec, waveform_NT: np.ndarray, rests_on: s
                 codec_quality.bitrate(codec.frame_rate, codec.codebook_size, q) / 1000,
                 float(usage.perplexity_Q[q - 1]),
                 float(usage.used_Q[q - 1]),
+                *([bootstrap.mean(opinions[q])] if opinions else []),
             )
             for q, found in quality.items()
         ),

@@ -44,6 +44,7 @@ _MEMORIZED = 64  # training clips that it is asked to go on with
 _PROMPT_SECONDS = (0, 1, 2, 5)
 _VGGISH = "vggish"
 _AUDIOSET = "audioset"
+_VISQOL_CLIPS = 8  # it takes seconds a clip
 # Of the code that describes clips, as it was loaded: what another version computed is not taken.
 _CODE = hashlib.sha256(
     "".join(map(inspect.getsource, (descriptors, embeddings, notes))).encode()
@@ -137,7 +138,7 @@ class Suite:
             *self.divergence_tables(seen),
             self.cosine_table(seen, real.prompts),
             *self.mulan_tables(),
-            figures.codec_table(self.codec, real.waveform_NT, f"SoundStream of {self.name}"),
+            self.codec_table(real.waveform_NT),
             self.semantic_table(),
             self.likelihood_table(real),
             self.memorization_table(go_on),
@@ -287,6 +288,18 @@ class Suite:
             {source: vectors(looked) for source, looked in seen.items()},
             {short[space]: told for space, told in spaces.items()},
         )
+
+    def codec_table(self, waveform_NT: np.ndarray) -> Table:
+        """Quality and cost of the codec; with ViSQOL's opinion of a few clips, if it is there."""
+        opinions = {}
+        if codec_quality.has_visqol():
+            few_NT, levels = waveform_NT[:_VISQOL_CLIPS], range(1, self.codec.num_codebooks + 1)
+            count = self._counter("ViSQOL", len(few_NT) * len(levels))
+            for q in levels:
+                made_NT = codec_quality.reconstruct(self.codec, few_NT, num_levels=q)
+                opinions[q] = codec_quality.visqol(few_NT, made_NT, self.rate, count)
+        rests_on = f"SoundStream of {self.name}"
+        return figures.codec_table(self.codec, waveform_NT, rests_on, opinions)
 
     def cosine_table(
         self, seen: Mapping[str, Sequence[embeddings.Arrays]], prompts: Sequence[str]
