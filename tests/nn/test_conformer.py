@@ -31,7 +31,7 @@ def fresh():
 @pytest.fixture(scope="module")
 def stack(fresh, moved):
     variables, x_BTD = fresh
-    return moved(variables), x_BTD
+    return jax.device_get(moved(variables)), x_BTD
 
 
 def _unrolled(variables, x_BTD, num_blocks):
