@@ -19,6 +19,15 @@ SMALL = W2vBertConfig(
     feature_layer=2, dropout=0.0,
 )  # fmt: skip
 MODEL = W2vBert(SMALL)
+QUANTIZER = w2v_bert.GumbelQuantizer(codebook_size=16, codebook_dim=6)
+
+
+def _compiled(model):
+    """Op by op it takes seconds a call."""
+    return jax.jit(model.apply, static_argnames=("deterministic", "method", "mutable"))
+
+
+apply, quantize = _compiled(MODEL), _compiled(QUANTIZER)
 
 
 def _streams(seed):
@@ -28,7 +37,7 @@ def _streams(seed):
 
 @pytest.fixture(scope="module")
 def variables(moved):
-    fresh = jax.jit(lambda: MODEL.init(_streams(0), *_inputs(), 1.0, deterministic=False))()
+    fresh = jax.jit(lambda: MODEL.init(_streams(0), *_inputs(), 1.0, deterministic=True))()
     return fresh | {"params": moved(fresh["params"])}
 
 
@@ -87,36 +96,42 @@ def test_whole_seconds_give_exactly_25_frames_each(name, seconds):
 def test_a_part_of_a_frame_is_left_off(variables):
     waveform_BT, _ = _inputs(frames=4)
     longer = np.pad(waveform_BT, ((0, 0), (0, SMALL.hop_length - 1)), constant_values=0.5)
-    features = MODEL.apply(variables, waveform_BT, method="features")
-    np.testing.assert_array_equal(features, MODEL.apply(variables, longer, method="features"))
+    features = apply(variables, waveform_BT, method="features")
+    np.testing.assert_array_equal(features, apply(variables, longer, method="features"))
     with pytest.raises(ValueError, match="holds no frame"):
         MODEL.apply(variables, waveform_BT[:, : SMALL.hop_length - 1], method="features")
 
 
+def _outputs(variables, waveform_BT, mask_BN, seed):
+    rngs = {"mask": jax.random.key(seed)}
+    return apply(variables, waveform_BT, mask_BN, 1.0, deterministic=True, rngs=rngs)
+
+
 def test_features_of_a_layer_are_those_on_the_way_to_the_logits(variables):
     waveform_BT, _ = _inputs()
-    nothing = np.zeros((2, 25), bool)
-    output = MODEL.apply(variables, waveform_BT, nothing, 1.0, deterministic=True, rngs=_streams(1))
-    head = variables["params"]["mlm_head"]
-    top = MODEL.apply(variables, waveform_BT, SMALL.mlm_blocks, method="features")
+    output = _outputs(variables, waveform_BT, np.zeros((2, 25), bool), 1)
+
+    @jax.jit
+    def features(variables, waveform_BT):
+        layers = 0, None, 2, SMALL.mlm_blocks
+        return [MODEL.apply(variables, waveform_BT, layer, method="features") for layer in layers]
+
+    bottom, default, second, top = map(np.asarray, features(variables, waveform_BT))
+    head = jax.device_get(variables["params"]["mlm_head"])
     np.testing.assert_allclose(
         top @ head["kernel"] + head["bias"], output.mlm_logits_BNK, atol=1e-4
     )
-    head = variables["params"]["context_head"]
-    bottom = MODEL.apply(variables, waveform_BT, 0, method="features")
+    head = jax.device_get(variables["params"]["context_head"])
     np.testing.assert_allclose(
         bottom @ head["kernel"] + head["bias"], output.context_BNC, atol=1e-4
     )
-    default = MODEL.apply(variables, waveform_BT, method="features")
-    np.testing.assert_array_equal(
-        default, MODEL.apply(variables, waveform_BT, 2, method="features")
-    )
-    assert float(jnp.abs(default - top).max()) > 0.01
+    np.testing.assert_array_equal(default, second)
+    assert np.abs(default - top).max() > 0.01
 
 
 def test_outputs_do_not_see_what_is_masked(variables):
     waveform_BT, mask_BN = _inputs()
-    features_BNF = MODEL.apply(variables, waveform_BT, method="encode")
+    features_BNF = apply(variables, waveform_BT, method="encode")
 
     def total(features_BNF):
         output = MODEL.apply(
@@ -133,55 +148,49 @@ def test_outputs_do_not_see_what_is_masked(variables):
 def test_masked_places_hold_fresh_random_vectors(variables):
     waveform_BT, _ = _inputs()
     everything = np.ones((2, 25), bool)
-
-    @jax.jit
-    def run(waveform_BT, key):
-        return MODEL.apply(
-            variables, waveform_BT, everything, 1.0, deterministic=True, rngs={"mask": key}
-        )
-
-    first = run(waveform_BT, jax.random.key(0))
-    other_sound = run(waveform_BT[::-1], jax.random.key(0))
-    other_noise = run(waveform_BT, jax.random.key(1))
-    np.testing.assert_array_equal(first.mlm_logits_BNK, other_sound.mlm_logits_BNK)
-    assert float(jnp.abs(first.mlm_logits_BNK - other_noise.mlm_logits_BNK).max()) > 0.01
+    first, other_sound, other_noise = (
+        _outputs(variables, sound_BT, everything, seed).mlm_logits_BNK
+        for sound_BT, seed in ((waveform_BT, 0), (waveform_BT[::-1], 0), (waveform_BT, 1))
+    )
+    np.testing.assert_array_equal(first, other_sound)
+    assert np.abs(np.asarray(first) - other_noise).max() > 0.01
 
 
 def test_targets_come_from_unmasked_features(variables):
     waveform_BT, mask_BN = _inputs()
-
-    def ids(mask_BN):
-        output = MODEL.apply(
-            variables, waveform_BT, mask_BN, 1.0, deterministic=True, rngs=_streams(1)
-        )
-        return output.targets.ids_BN
-
-    np.testing.assert_array_equal(ids(mask_BN), ids(~mask_BN))
+    ids_BN, others_BN = (
+        _outputs(variables, waveform_BT, hidden_BN, 1).targets.ids_BN
+        for hidden_BN in (mask_BN, ~mask_BN)
+    )
+    np.testing.assert_array_equal(ids_BN, others_BN)
 
 
-def _quantizer(codes=12, dim=6):
-    quantizer = w2v_bert.GumbelQuantizer(codes, dim)
-    x_BNF = jax.random.normal(jax.random.key(2), (2, 40, 10))
-    return quantizer, quantizer.init(_streams(3), x_BNF, 1.0, deterministic=False), x_BNF
+@pytest.fixture(scope="module")
+def untrained():
+    """Parameters of the quantizer, and features for it."""
+    x_BNF = np.random.default_rng(2).normal(size=(2, 40, 10)).astype(np.float32)
+    init = jax.jit(QUANTIZER.init, static_argnames="deterministic")
+    return init(_streams(3), x_BNF, 1.0, deterministic=True), x_BNF
 
 
-def test_quantizer_hands_out_codebook_vectors():
-    quantizer, params, x_BNF = _quantizer()
-    codebook_KC = params["params"]["codebook"]
-    exact = quantizer.apply(params, x_BNF, 1.0, deterministic=True)
-    assert exact.ids_BN.dtype == jnp.int32
-    np.testing.assert_array_equal(exact.vectors_BNC, codebook_KC[exact.ids_BN])
-    np.testing.assert_array_equal(exact.ids_BN, exact.probs_BNK.argmax(-1))
-    noisy = quantizer.apply(params, x_BNF, 2.0, deterministic=False, rngs=_streams(4))
-    np.testing.assert_array_equal(noisy.ids_BN, exact.ids_BN)
-    distance = jnp.linalg.norm(noisy.vectors_BNC[..., None, :] - codebook_KC, axis=-1)
-    assert float(distance.min(-1).max()) < 1e-4  # one code each, though sampled softly
-    assert float((distance.argmin(-1) != exact.ids_BN).mean()) > 0.02
+def test_quantizer_hands_out_codebook_vectors(untrained):
+    params, x_BNF = untrained
+    codebook_KC = np.asarray(params["params"]["codebook"])
+    exact = quantize(params, x_BNF, 1.0, deterministic=True)
+    ids_BN = np.asarray(exact.ids_BN)
+    assert ids_BN.dtype == np.int32
+    np.testing.assert_array_equal(exact.vectors_BNC, codebook_KC[ids_BN])
+    np.testing.assert_array_equal(ids_BN, np.argmax(exact.probs_BNK, -1))
+    noisy = quantize(params, x_BNF, 2.0, deterministic=False, rngs=_streams(4))
+    np.testing.assert_array_equal(noisy.ids_BN, ids_BN)
+    gaps = np.asarray(noisy.vectors_BNC)[..., None, :] - codebook_KC
+    distance = np.linalg.norm(gaps, axis=-1)
+    assert distance.min(-1).max() < 1e-4  # one code each, though sampled softly
+    assert (distance.argmin(-1) != ids_BN).mean() > 0.02
 
 
-def test_untrained_quantizer_uses_much_of_its_codebook():
-    quantizer, params, x_BNF = _quantizer(codes=16)
-    quantized = quantizer.apply(params, x_BNF, 1.0, deterministic=True)
+def test_untrained_quantizer_uses_much_of_its_codebook(untrained):
+    quantized = quantize(*untrained, 1.0, deterministic=True)
     assert len(np.unique(quantized.ids_BN)) > 10
 
 
@@ -190,31 +199,28 @@ def test_features_are_standardised_by_the_batch_and_by_what_was_seen(variables):
     waveform_BT, _ = _inputs(batch=8)
 
     def encode(variables, deterministic):
-        return MODEL.apply(
+        return apply(
             variables, waveform_BT, deterministic=deterministic, method="encode",
-            mutable=["batch_stats"],
+            mutable="batch_stats",
         )  # fmt: skip
 
     now_BNF, _ = encode(variables, False)
-    assert float(jnp.abs(now_BNF.mean((0, 1))).max()) < 1e-4
-    update = jax.jit(lambda variables: variables | encode(variables, False)[1])
-    for _ in range(700):  # the moving averages forget 1 % a step
-        variables = update(variables)
+    assert np.abs(np.mean(now_BNF, (0, 1))).max() < 1e-4
+    for _ in range(800):  # the moving averages forget 1 % a step
+        variables = variables | encode(variables, False)[1]
     later_BNF, _ = encode(variables, True)
     np.testing.assert_allclose(later_BNF, now_BNF, atol=0.05)
 
 
-def test_gradients_reach_codebook_logits_and_features():
-    quantizer, params, x_BNF = _quantizer()
-
+def test_gradients_reach_codebook_logits_and_features(untrained):
     def loss(params, x_BNF):
-        out = quantizer.apply(params, x_BNF, 1.0, deterministic=False, rngs=_streams(5))
+        out = QUANTIZER.apply(params, x_BNF, 1.0, deterministic=False, rngs=_streams(5))
         return jnp.sum(out.vectors_BNC * jnp.arange(6.0))
 
-    gradients, to_features = jax.grad(loss, argnums=(0, 1))(params, x_BNF)
-    assert float(jnp.abs(gradients["params"]["codebook"]).max()) > 0
-    assert float(jnp.abs(gradients["params"]["logits"]["kernel"]).max()) > 0
-    assert float(jnp.abs(to_features).max()) > 0
+    gradients, to_features = jax.jit(jax.grad(loss, argnums=(0, 1)))(*untrained)
+    assert np.abs(gradients["params"]["codebook"]).max() > 0
+    assert np.abs(gradients["params"]["logits"]["kernel"]).max() > 0
+    assert np.abs(to_features).max() > 0
 
 
 def test_config_survives_json_lists():

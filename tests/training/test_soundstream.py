@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 RATE = 2_000
 CONFIG = SoundStreamConfig(
-    sample_rate=RATE, encoder_channels=8, decoder_channels=8, strides=(2, 4, 5),
+    sample_rate=RATE, encoder_channels=8, decoder_channels=8, strides=(5, 8),
     latent_dim=8, dilations=(1,), num_codebooks=3, codebook_size=32,
 )  # fmt: skip
 DISCRIMINATOR = DiscriminatorConfig(
@@ -83,18 +83,19 @@ def test_training_beats_the_untrained_codec_by_a_margin():
 
 def test_codebooks_are_born_at_their_step_from_the_newest_latents():
     state, _ = _run(TASK, 20)
-    centroids_QKD = state.codebooks["quantizer"]["centroids_QKD"]
+    centroids_QKD = np.asarray(state.codebooks["quantizer"]["centroids_QKD"])
     assert not centroids_QKD.any()
-    assert bool(jnp.all(jnp.any(state.latents_MND != 0, axis=(1, 2))))
-    latents_ND = np.asarray(state.latents_MND).reshape(-1, CONFIG.latent_dim)
+    latents_MND = np.asarray(state.latents_MND)
+    assert (latents_MND != 0).any(axis=(1, 2)).all()
+    latents_ND = latents_MND.reshape(-1, CONFIG.latent_dim)
     state, _ = _run(TASK, 1, state, start=20)
-    quantizer = state.codebooks["quantizer"]
-    centroids_QKD = np.asarray(quantizer["centroids_QKD"])
+    quantizer = jax.device_get(state.codebooks["quantizer"])
+    centroids_QKD = quantizer["centroids_QKD"]
     nearest_N = ((latents_ND[:, None] - centroids_QKD[0]) ** 2).sum(-1).min(-1)
     assert nearest_N.mean() < 0.3 * latents_ND.var(0).sum()
     low_D, high_D = quantizer["bounds_2D"]
-    assert bool(jnp.all(low_D <= latents_ND.min(0) + 1e-6))
-    assert bool(jnp.all(high_D >= latents_ND.max(0) - 1e-6))
+    assert (low_D <= latents_ND.min(0) + 1e-6).all()
+    assert (high_D >= latents_ND.max(0) - 1e-6).all()
 
 
 def test_discriminators_wait_for_their_step_then_learn():
@@ -107,9 +108,8 @@ def test_discriminators_wait_for_their_step_then_learn():
     assert min(metrics["discriminator"] for metrics in history[20:]) < history[0]["discriminator"]
     # The last biases may stand still: in the hinge's slope real and fake pull them equally.
     moved = jax.tree.map_with_path(
-        lambda path, a, b: path[-1].key == "bias" or bool(jnp.any(a != b)),
-        start,
-        state.discriminator_params,
+        lambda path, a, b: path[-1].key == "bias" or (a != b).any(),
+        *jax.device_get((start, state.discriminator_params)),
     )
     assert all(jax.tree.leaves(moved))
 
@@ -145,7 +145,7 @@ def test_quantizer_dropout_draws_every_level():
     levels_B = np.asarray(task._num_levels(jax.random.key(0), 3000))
     np.testing.assert_allclose(np.bincount(levels_B)[1:] / 3000, 1 / 3, atol=0.04)
     task = dataclasses.replace(TASK, quantizer_dropout=0.0)
-    assert np.all(np.asarray(task._num_levels(jax.random.key(0), 50)) == 3)
+    assert np.all(np.asarray(task._num_levels(jax.random.key(0), 3000)) == 3)
 
 
 def test_denoising_mixes_noise_at_the_ratio_and_clears_the_target():
@@ -154,7 +154,7 @@ def test_denoising_mixes_noise_at_the_ratio_and_clears_the_target():
     )
     batch = _batch(0, size=64)
     batch["noise"] = np.random.default_rng(0).normal(size=batch["waveform"].shape)
-    source_BT, target_BT, denoise_B = task._source_and_target(batch, jax.random.key(0))
+    source_BT, target_BT, denoise_B = jax.jit(task._source_and_target)(batch, jax.random.key(0))
     noise_BT = np.asarray(source_BT) - batch["waveform"]
     noisy_B = np.abs(noise_BT).max(-1) > 0
     assert 16 < noisy_B.sum() < 48
@@ -171,9 +171,10 @@ def test_export_decodes():
     state, _ = _run(TASK, 21)
     config, variables = TASK.export(state)
     assert config == CONFIG
-    codes_BTQ = TASK.model.apply(variables, _batch(5)["waveform"], method="encode")
+    run = jax.jit(TASK.model.apply, static_argnames="method")
+    codes_BTQ = run(variables, _batch(5)["waveform"], method="encode")
     assert codes_BTQ.shape == (4, 20, 3)
-    assert TASK.model.apply(variables, codes_BTQ, method="decode").shape == (4, 800)
+    assert run(variables, codes_BTQ, method="decode").shape == (4, 800)
 
 
 def test_health_gates_name_the_figures_the_step_reports():
