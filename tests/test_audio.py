@@ -17,6 +17,13 @@ from hypothesis import strategies as st
 from musiclm import audio
 from musiclm.errors import UserError
 
+# Compiled as a whole: op by op, every shape takes dozens of small programs.
+stft, istft, frame = (
+    jax.jit(f, static_argnums=(1, 2)) for f in (audio.stft, audio.istft, audio.frame)
+)
+griffin_lim = jax.jit(audio.griffin_lim, static_argnums=(1, 2, 3))
+log_mel, tempogram = (jax.jit(f, static_argnums=1) for f in (audio.log_mel, audio.tempogram))
+
 
 @pytest.mark.parametrize(("num_mels", "num_fft", "f_min"), [(64, 512, 60.0), (80, 1024, 0.0)])
 def test_mel_filters_equal_librosa(num_mels, num_fft, f_min):
@@ -29,7 +36,7 @@ def test_mel_filters_equal_librosa(num_mels, num_fft, f_min):
 
 def test_stft_equals_librosa():
     waveform_T = np.random.default_rng(0).normal(size=4096).astype(np.float32)
-    ours_NF = np.asarray(audio.stft(waveform_T[None], 512, 128)[0])
+    ours_NF = np.asarray(stft(waveform_T[None], 512, 128))[0]
     # librosa's frame n starts at 128 n; ours is centred on 128 n + 64 and starts 192 earlier.
     padded_T = np.pad(waveform_T, (192, 192))
     reference_NF = librosa.stft(padded_T, n_fft=512, hop_length=128, center=False).T
@@ -38,23 +45,19 @@ def test_stft_equals_librosa():
 
 def test_griffin_lim_of_a_sound_does_not_depend_on_its_batch():
     noise_BT = np.random.default_rng(0).normal(size=(3, 3_200)).astype(np.float32)
-    wanted_BNF = np.abs(audio.stft(noise_BT, 960, 160))
-    alone_BT = audio.griffin_lim(wanted_BNF[2:], 960, 160, 4)
-    np.testing.assert_allclose(audio.griffin_lim(wanted_BNF, 960, 160, 4)[2:], alone_BT, atol=1e-4)
+    wanted_BNF = np.abs(stft(noise_BT, 960, 160))
+    alone_BT = griffin_lim(wanted_BNF[2:], 960, 160, 4)
+    np.testing.assert_allclose(griffin_lim(wanted_BNF, 960, 160, 4)[2:], alone_BT, atol=1e-4)
 
 
 def test_griffin_lim_goes_on_from_samples_that_stay():
     time_T = np.arange(8_000) / 16_000
     tone_BT = np.sin(2 * np.pi * 330 * time_T)[None].astype(np.float32)
-    wanted_BNF = np.abs(audio.stft(tone_BT, 960, 160))
-    found_BT = np.asarray(
-        jax.jit(lambda m, past: audio.griffin_lim(m, 960, 160, 32, past_BT=past))(
-            wanted_BNF, tone_BT[:, :2_000]
-        )
-    )
+    wanted_BNF = np.abs(stft(tone_BT, 960, 160))
+    found_BT = np.asarray(griffin_lim(wanted_BNF, 960, 160, 32, past_BT=tone_BT[:, :2_000]))
     np.testing.assert_array_equal(found_BT[:, :2_000], tone_BT[:, :2_000])
     # The phase is that of the past, hence the sound itself; without a past it is any.
-    apart_BT = np.asarray(audio.griffin_lim(wanted_BNF, 960, 160, 32))
+    apart_BT = np.asarray(griffin_lim(wanted_BNF, 960, 160, 32))
     error, chance = (
         np.linalg.norm((x_BT - tone_BT)[:, 2_000:2_800]) / np.linalg.norm(tone_BT[:, 2_000:2_800])
         for x_BT in (found_BT, apart_BT)
@@ -66,19 +69,19 @@ def test_griffin_lim_goes_on_from_samples_that_stay():
 @pytest.mark.parametrize(("window_size", "hop_size"), [(512, 128), (960, 160)])
 def test_istft_inverts_stft(window_size, hop_size):
     waveform_BT = np.random.default_rng(0).normal(size=(2, 20 * hop_size)).astype(np.float32)
-    spectrum_BNF = audio.stft(waveform_BT, window_size, hop_size)
-    back_BT = audio.istft(spectrum_BNF, window_size, hop_size)
+    spectrum_BNF = stft(waveform_BT, window_size, hop_size)
+    back_BT = istft(spectrum_BNF, window_size, hop_size)
     np.testing.assert_allclose(back_BT, waveform_BT, atol=1e-4)
 
 
 def test_griffin_lim_finds_the_phases_of_a_chord():
     time_T = np.arange(8_000) / 16_000
     chord_BT = sum(np.sin(2 * np.pi * hz * time_T) for hz in (220.0, 277.2, 329.6))[None]
-    wanted_BNF = np.abs(audio.stft(chord_BT.astype(np.float32), 960, 160))
+    wanted_BNF = np.abs(stft(chord_BT.astype(np.float32), 960, 160))
 
     def error(num_iters):
-        found_BT = audio.griffin_lim(wanted_BNF, 960, 160, num_iters)
-        found_BNF = np.abs(audio.stft(found_BT, 960, 160))
+        found_BT = griffin_lim(wanted_BNF, 960, 160, num_iters)
+        found_BNF = np.abs(stft(found_BT, 960, 160))
         return np.linalg.norm(found_BNF - wanted_BNF) / np.linalg.norm(wanted_BNF)
 
     assert error(32) < 0.1
@@ -92,7 +95,7 @@ def test_griffin_lim_finds_the_phases_of_a_chord():
 def test_frames_hold_the_samples_around_their_centre(length, hop_size, ratio):
     window_size = hop_size * ratio + 10 * (ratio > 2)
     waveform_T = np.arange(1, length + 1, dtype=np.float32)
-    frames_NW = np.asarray(audio.frame(waveform_T[None], window_size, hop_size)[0])
+    frames_NW = np.asarray(frame(waveform_T[None], window_size, hop_size))[0]
     assert frames_NW.shape == (length // hop_size, window_size)
     for n, frame_W in enumerate(frames_NW):
         start = n * hop_size - (window_size - hop_size) // 2
@@ -106,7 +109,8 @@ def test_frames_hold_the_samples_around_their_centre(length, hop_size, ratio):
 def test_a_tone_peaks_in_its_own_mel_band():
     config = audio.MelConfig(sample_rate=16_000, num_mels=64, window_size=1024, hop_size=256)
     time_T = np.arange(16_000) / 16_000
-    mel_NM = audio.log_mel(np.sin(2 * np.pi * 1_000 * time_T)[None].astype(np.float32), config)[0]
+    tone_BT = np.sin(2 * np.pi * 1_000 * time_T)[None].astype(np.float32)
+    mel_NM = np.asarray(log_mel(tone_BT, config))[0]
     filters = audio.mel_filters(64, 1024, 16_000)
     assert int(mel_NM[20].argmax()) == int(filters[round(1_000 * 1024 / 16_000)].argmax())
 
@@ -120,9 +124,10 @@ def test_a_tempogram_peaks_at_the_beat_whatever_the_level(bpm):
         start = round(beat * 16_000)
         waveform_BT[0, start : start + 800] = 0.1 * rng.standard_normal(800)
     waveform_BT[1] = 5 * waveform_BT[0]
-    tempogram_BLK = audio.tempogram(
-        audio.log_mel(waveform_BT, config), audio.TempogramConfig(num_bands=2, num_lags=110)
-    ).reshape(2, 110, 2)
+    mel_BNM = log_mel(waveform_BT, config)
+    tempogram_BLK = np.reshape(
+        tempogram(mel_BNM, audio.TempogramConfig(num_bands=2, num_lags=110)), (2, 110, 2)
+    )
     lags_BK = 1 + 20 + np.argmax(tempogram_BLK[:, 20:], axis=1)  # beyond the onset's own width
     np.testing.assert_allclose(lags_BK, 6_000 / bpm, atol=1)
     assert np.abs(tempogram_BLK).max() <= 1.0

@@ -22,6 +22,13 @@ def value_and_gradients(function, *arguments):
     return jax.tree.leaves(jax.jit(gradients)(*arguments))
 
 
+def random_arguments(heads, length, dim):
+    """Query, key and value of two rows, and a bias."""
+    rng = np.random.default_rng(0)
+    shapes = *((2, heads, length, dim),) * 3, (heads, length + 2)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
 def test_buckets_by_hand():
     # 8 buckets up to distance 16: 0..3 exactly, then 4 · (log2(d / 4) / 2) over the other four.
     expected = [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7]
@@ -39,10 +46,8 @@ def test_buckets_of_t5s_own_sizes():
 
 @pytest.mark.parametrize("block", [3, 4, 64])
 def test_blocks_equal_whole_attention(block):
-    batch, heads, length, dim = 2, 3, 11, 5
-    keys = jax.random.split(jax.random.key(0), 4)
-    query, key, value = (jax.random.normal(k, (batch, heads, length, dim)) for k in keys[:3])
-    bias = jax.random.normal(keys[3], (heads, length + 2))
+    heads, length, dim = 3, 11, 5
+    arguments = random_arguments(heads, length, dim)
 
     def whole(query, key, value, bias):
         distance = np.arange(length)[:, None] - np.arange(length)
@@ -54,17 +59,13 @@ def test_blocks_equal_whole_attention(block):
     def blocks(query, key, value, bias):
         return attention.causal_attention(query, key, value, bias, block)
 
-    arguments = query, key, value, bias
     ours, references = (value_and_gradients(f, *arguments) for f in (blocks, whole))
     for one, reference in zip(ours, references, strict=True):
         np.testing.assert_allclose(one, reference, atol=1e-5)
 
 
 def test_what_cudnn_is_asked_for_is_what_blocks_compute(cudnn_by_xla):
-    batch, heads, length, dim = 2, 3, 12, 8
-    keys = jax.random.split(jax.random.key(0), 4)
-    arguments = [jax.random.normal(k, (batch, heads, length, dim)) for k in keys[:3]]
-    arguments.append(jax.random.normal(keys[3], (heads, length + 2)))
+    arguments = random_arguments(heads=3, length=12, dim=8)
     ours = value_and_gradients(attention.cudnn_attention, *arguments)
     blocks = functools.partial(attention.causal_attention, block_size=5)
     for one, reference in zip(ours, value_and_gradients(blocks, *arguments), strict=True):

@@ -85,23 +85,22 @@ def keys(*seeds):
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def score(config, params, ids_BS):
+    return TokenLM(config).apply({"params": params}, ids_BS)
+
+
 def teacher_forced(config, params, condition, codes_BTQ):
     """The likeliest code at every place of the target, given the codes before it."""
-    prefix, target = (
-        config.layout.flatten_prefix(condition),
-        config.layout.flatten_target(codes_BTQ),
-    )
-    # A function of its own, so that what a test puts in place of another's is compiled.
-    scores = jax.jit(lambda *arguments: TokenLM(config).apply(*arguments))(
-        {"params": params}, jnp.concatenate([prefix, target], 1)
-    )
-    return np.asarray(scores.argmax(-1))
+    prefix_BP = config.layout.flatten_prefix(condition)
+    ids_BS = np.concatenate([prefix_BP, config.layout.flatten_target(codes_BTQ)], axis=1)
+    return np.argmax(score(config, params, ids_BS), -1)
 
 
 @pytest.fixture
 def short_spans(monkeypatch):
     """Several lengths of attention and many calls, even in short sequences."""
-    monkeypatch.setattr(decode, "SPAN", 24)
+    monkeypatch.setattr(decode, "SPAN", 32)
     monkeypatch.setattr("musiclm.sampler.stages.FRAMES_PER_CALL", 7)
 
 
@@ -134,9 +133,8 @@ def test_a_melody_is_followed_as_in_training(short_spans, stage):
     layout = config.layout
     prefix_BP, target_BN = layout.flatten_prefix(condition), layout.flatten_target(codes)
     ids_BS = np.concatenate([prefix_BP, target_BN], axis=1)
-    apply = jax.jit(TokenLM(config).apply)
     with_BTQK, without_BTQK = (
-        apply({"params": params}, layout.drop_condition(ids_BS, np.full(2, dropped)))
+        np.asarray(score(config, params, layout.drop_condition(ids_BS, np.full(2, dropped))))
         for dropped in (False, True)
     )
     guided_BTQK = without_BTQK + 2.5 * (with_BTQK - without_BTQK)
@@ -145,62 +143,16 @@ def test_a_melody_is_followed_as_in_training(short_spans, stage):
     assert (Stage(config, params).generate(other, keys(0, 1), sampling) != codes).any()
 
 
-@pytest.fixture
-def coarse_int8(monkeypatch):
-    """So few values that it is heard: small models take 255 as well as all floats."""
-    jax.clear_caches()
-    monkeypatch.setattr(int8, "LARGEST", 1)
-    yield
-    jax.clear_caches()
-
-
-def rounded(x, axis):
-    return int8.dequantize(int8.quantize(jnp.asarray(x), axis), jnp.float32)
-
-
-@pytest.mark.parametrize(("stage", "gated"), [("coarse", True), ("semantic", False)])
-def test_int8_weights_are_a_model_of_rounded_ones(coarse_int8, short_spans, stage, gated):
-    config, params = model(stage, gated)
-    layers = params["decoder"]["layers"]
-    matrices = {module: layers[module] for module in ("attention", "mlp")}
-    nearest = {**layers, **jax.tree.map(lambda kernel: rounded(kernel, 1), matrices)}
-    near = {**params, "decoder": {**params["decoder"], "layers": nearest}}
-    condition = conditions(config.layout, 3)
-    stage = Stage(config, params, int8_weights=True)
-    codes = stage.generate(condition, keys(0, 1, 2), [GREEDY] * 3)
-    np.testing.assert_array_equal(codes, teacher_forced(config, near, condition, codes))
-    assert (codes != teacher_forced(config, params, condition, codes)).any()
-
-
-@pytest.mark.parametrize(("stage", "rotary"), [("coarse", False), ("fine", True)])
-def test_an_int8_cache_is_attention_to_rounded_vectors(
-    coarse_int8, short_spans, monkeypatch, stage, rotary
-):
-    config, params = model(stage, rotary=rotary)
-    condition = conditions(config.layout, 3)
-    stage = Stage(config, params, int8_cache=True)
-    codes = stage.generate(condition, keys(0, 1, 2), [GREEDY] * 3)
-    exact = teacher_forced(config, params, condition, codes)
-    attend = attention.causal_attention
-    monkeypatch.setattr(
-        attention,
-        "causal_attention",
-        lambda query, key, value, *more: attend(query, rounded(key, -1), rounded(value, -1), *more),
-    )
-    np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
-    assert (codes != exact).any()
-
-
 @pytest.mark.parametrize("prompt_frames", [1, 9])
 @pytest.mark.parametrize("rotary", [False, True])
 def test_prompt_is_kept_and_continued(short_spans, prompt_frames, rotary):
     config, params = model("coarse", rotary=rotary)
     layout = config.layout
-    condition = conditions(layout, 2)
-    size = (2, prompt_frames, layout.target_levels)
+    condition = conditions(layout, 3)
+    size = (3, prompt_frames, layout.target_levels)
     prompt = np.random.default_rng(7).integers(0, layout.target_codebook_size, size, dtype=np.int32)
     codes = Stage(config, params).generate(
-        condition, keys(0, 1), [GREEDY] * 2, prompts=prompt, prefilled=prompt_frames
+        condition, keys(0, 1, 2), [GREEDY] * 3, prompts=prompt, prefilled=prompt_frames
     )
     np.testing.assert_array_equal(codes[:, :prompt_frames], prompt)
     expected = teacher_forced(config, params, condition, codes)
@@ -214,13 +166,15 @@ def test_guidance_equals_teacher_forcing_with_and_without_the_condition(short_sp
     sampling = Sampling(temperature=0.0, guidance=3.0)
     codes = Stage(config, params).generate(condition, keys(0, 1, 2), [sampling] * 3)
     ids = np.concatenate([layout.flatten_prefix(condition), layout.flatten_target(codes)], axis=1)
-    score = functools.partial(jax.jit(TokenLM(config).apply), {"params": params})
-    given, null = score(ids), score(layout.drop_condition(ids, np.ones(3, bool)))
+    given, null = (
+        np.asarray(score(config, params, layout.drop_condition(ids, np.full(3, dropped))))
+        for dropped in (False, True)
+    )
     np.testing.assert_array_equal(codes, (null + 3.0 * (given - null)).argmax(-1))
     assert (codes != given.argmax(-1)).any()
 
 
-def test_what_a_row_depends_on():
+def test_what_a_row_depends_on(short_spans):
     config, params = model("coarse")
     stage = Stage(config, params)
     condition = conditions(config.layout, 3)
@@ -281,10 +235,11 @@ def test_rows_of_different_settings_are_those_that_each_makes_alone(stage, kept)
 
 def test_settings_compile_nothing():
     config, params = model("semantic")
-    stage, condition = Stage(config, params), conditions(config.layout, 2)
-    stage.generate(condition, keys(0, 1), [Sampling(top_k=3), Sampling(guidance=2.0)])
+    stage, condition = Stage(config, params), conditions(config.layout, 4)
+    stage.generate(condition, keys(0, 1, 2, 3), MIXED)
     compiled = decode.decode_until._cache_size()
-    stage.generate(condition, keys(5, 6), [Sampling(guidance=0.3), Sampling(top_p=0.4)])
+    others = [Sampling(guidance=0.3), Sampling(top_p=0.4), Sampling(top_k=7), GREEDY]
+    stage.generate(condition, keys(5, 6, 7, 8), others)
     assert decode.decode_until._cache_size() == compiled
 
 
@@ -301,11 +256,10 @@ def test_prompts_of_any_length_share_a_batch(short_spans, guidance, kept):
     stepwise = stage.generate(condition, keys(0, 1, 2), sampling, prompts=prompts)
     for i, prompt in enumerate(prompts):
         np.testing.assert_array_equal(stepwise[i, : len(prompt)], prompt)
-        row = {source: codes[i : i + 1] for source, codes in condition.items()}
         in_one_go = stage.generate(
-            row, keys(i), sampling[:1], prompts=[prompt], prefilled=len(prompt)
+            condition, keys(0, 1, 2), sampling, prompts=[prompt] * 3, prefilled=len(prompt)
         )
-        np.testing.assert_array_equal(stepwise[i], in_one_go[0])
+        np.testing.assert_array_equal(stepwise[i], in_one_go[i])
     np.testing.assert_array_equal(stepwise[1], whole[1])
     assert (stepwise[0, 4:] != whole[0, 4:]).any()
 
@@ -427,3 +381,59 @@ def test_bad_lengths_are_named():
         stage.generate(
             condition, keys(0), [GREEDY], prompts=np.zeros((1, 2, 1), np.int32), prefilled=3
         )
+
+
+# Last, since all programs are forgotten for them.
+
+
+@pytest.fixture
+def coarse_int8(monkeypatch):
+    """So few values that it is heard: small models take 255 as well as all floats."""
+    programs = decode._start, decode.decode_until, score
+
+    def forget():
+        for program in programs:
+            program.clear_cache()
+
+    forget()
+    monkeypatch.setattr(int8, "LARGEST", 1)
+    yield
+    forget()
+
+
+def rounded(x, axis):
+    return int8.dequantize(int8.quantize(jnp.asarray(x), axis), jnp.float32)
+
+
+@pytest.mark.parametrize(("stage", "gated"), [("coarse", True), ("semantic", False)])
+def test_int8_weights_are_a_model_of_rounded_ones(coarse_int8, short_spans, stage, gated):
+    config, params = model(stage, gated)
+    layers = params["decoder"]["layers"]
+    matrices = {module: layers[module] for module in ("attention", "mlp")}
+    nearest = {**layers, **jax.jit(lambda m: jax.tree.map(lambda x: rounded(x, 1), m))(matrices)}
+    near = {**params, "decoder": {**params["decoder"], "layers": nearest}}
+    condition = conditions(config.layout, 3)
+    stage = Stage(config, params, int8_weights=True)
+    codes = stage.generate(condition, keys(0, 1, 2), [GREEDY] * 3)
+    np.testing.assert_array_equal(codes, teacher_forced(config, near, condition, codes))
+    assert (codes != teacher_forced(config, params, condition, codes)).any()
+
+
+@pytest.mark.parametrize(("stage", "rotary"), [("coarse", False), ("fine", True)])
+def test_an_int8_cache_is_attention_to_rounded_vectors(
+    coarse_int8, short_spans, monkeypatch, stage, rotary
+):
+    config, params = model(stage, rotary=rotary)
+    condition = conditions(config.layout, 3)
+    stage = Stage(config, params, int8_cache=True)
+    codes = stage.generate(condition, keys(0, 1, 2), [GREEDY] * 3)
+    exact = teacher_forced(config, params, condition, codes)
+    attend = attention.causal_attention
+    monkeypatch.setattr(
+        attention,
+        "causal_attention",
+        lambda query, key, value, *more: attend(query, rounded(key, -1), rounded(value, -1), *more),
+    )
+    score.clear_cache()  # it has the attention of before
+    np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
+    assert (codes != exact).any()

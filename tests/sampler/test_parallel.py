@@ -73,6 +73,9 @@ def apply(ids_BS, masked_BTQ, level):
     return SoundStorm(CONFIG).apply({"params": stage()._params}, ids_BS, masked_BTQ, level_B)
 
 
+log_softmax = jax.jit(jax.nn.log_softmax)
+
+
 def scores(condition, codes_BTQ, masked_BTQ, level):
     return np.asarray(apply(LAYOUT.flatten(condition | {"acoustic": codes_BTQ}), masked_BTQ, level))
 
@@ -88,7 +91,7 @@ def reference(condition, prompt_BTQ, iterations):
         passes = iterations[level] if level < len(iterations) else 1
         for i in range(1, passes + 1):
             logits_BTK = scores(condition, codes_BTQ, unknown_BTQ, level)
-            log_probs_BTK = np.asarray(jax.nn.log_softmax(logits_BTK))
+            log_probs_BTK = np.asarray(log_softmax(logits_BTK))
             left = int(np.float32(np.cos(np.pi / 2 * i / passes)) * (FRAMES - prompt) + 1e-6)
             for row in range(rows):
                 masked = np.flatnonzero(unknown_BTQ[row, :, level])
@@ -131,26 +134,28 @@ def test_the_least_sure_stay_masked(confidence, masked, count):
 
 @pytest.mark.parametrize("prompt_frames", [0, 3])
 def test_greedy_decoding_equals_the_algorithm_written_out(prompt_frames):
-    condition, prompt_BTQ = conditions(2), made(2, prompt_frames)
-    codes_BTQ = stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompts=prompt_BTQ)
+    condition, prompt_BTQ = conditions(3), made(3, prompt_frames)
+    codes_BTQ = stage().generate(condition, keys(0, 1, 2), [GREEDY] * 3, prompts=prompt_BTQ)
     np.testing.assert_array_equal(codes_BTQ, reference(condition, prompt_BTQ, (4, 2)))
     assert len(np.unique(codes_BTQ)) > 3  # not one code over and over, which would prove little
 
 
 def test_guidance_moves_away_from_the_null_condition():
-    condition, prompt_BTQ = conditions(2), made(2, 2)
+    condition, prompt_BTQ = conditions(3), made(3, 2)
     sampling = Sampling(temperature=0.0, guidance=3.0)
-    codes_BTQ = stage().generate(condition, keys(0, 1), [sampling, GREEDY], prompts=prompt_BTQ)
-    plain_BTQ = stage().generate(condition, keys(0, 1), [GREEDY] * 2, prompts=prompt_BTQ)
+    codes_BTQ = stage().generate(
+        condition, keys(0, 1, 2), [sampling, GREEDY, GREEDY], prompts=prompt_BTQ
+    )
+    plain_BTQ = stage().generate(condition, keys(0, 1, 2), [GREEDY] * 3, prompts=prompt_BTQ)
     # A neighbour's guidance changes nothing.
-    np.testing.assert_array_equal(codes_BTQ[1], plain_BTQ[1])
+    np.testing.assert_array_equal(codes_BTQ[1:], plain_BTQ[1:])
     assert (codes_BTQ[0] != plain_BTQ[0]).any()
     # The last level in one pass: all of it at once by the guided scores.
     masked_BTQ = np.zeros(codes_BTQ.shape, bool)
     masked_BTQ[:, 2:, 2] = True
     given_BTK = scores(condition, codes_BTQ, masked_BTQ, 2)
     ids_BS = LAYOUT.flatten(condition | {"acoustic": codes_BTQ})
-    null_BS = LAYOUT.drop_condition(ids_BS, np.ones(2, bool))
+    null_BS = LAYOUT.drop_condition(ids_BS, np.ones(3, bool))
     null_BTK = np.asarray(apply(null_BS, masked_BTQ, 2))
     guided_BTK = null_BTK + 3.0 * (given_BTK - null_BTK)
     np.testing.assert_array_equal(codes_BTQ[0, 2:, 2], guided_BTK[0, 2:].argmax(-1))
@@ -162,14 +167,14 @@ def test_guidance_moves_away_from_the_null_condition():
     seed=st.integers(0, 2**31),
 )
 def test_prompts_are_kept_and_every_place_is_filled(prompt_frames, temperature, seed):
-    prompt_BTQ = made(2, prompt_frames, seed)
-    samplings = [Sampling(temperature=temperature)] * 2
+    prompt_BTQ = made(3, prompt_frames, seed)
+    samplings = [Sampling(temperature=temperature)] * 3
     whole = functools.partial(
-        stage().generate, conditions(2), keys(seed, 1), samplings, prompts=prompt_BTQ
+        stage().generate, conditions(3), keys(seed, 1, 2), samplings, prompts=prompt_BTQ
     )
     moves = []
     codes_BTQ = whole(progress=moves.append)
-    assert codes_BTQ.shape == (2, FRAMES, LEVELS)
+    assert codes_BTQ.shape == (3, FRAMES, LEVELS)
     assert codes_BTQ.dtype == np.int32
     assert codes_BTQ.min() >= 0
     assert codes_BTQ.max() < CODES
@@ -218,9 +223,9 @@ def test_the_last_pass_is_greedy():
 
 
 def test_top_k_of_one_is_greedy_but_for_the_order():
-    condition = conditions(2)
-    only_one = [Sampling(top_k=1)] * 2
-    codes_BTQ = stage((2,)).generate(condition, keys(0, 1), only_one)
+    condition = conditions(3)
+    only_one = [Sampling(top_k=1)] * 3
+    codes_BTQ = stage((2,)).generate(condition, keys(0, 1, 2), only_one)
     masked_BTQ = np.zeros(codes_BTQ.shape, bool)
     masked_BTQ[:, :, 1:] = True
     second = scores(condition, codes_BTQ, masked_BTQ, 1).argmax(-1)
