@@ -14,8 +14,6 @@ pytestmark = pytest.mark.slow
 CONFIG = conformer.ConformerConfig(
     num_blocks=3, model_dim=16, num_heads=2, ffn_dim=24, conv_kernel=5, dropout=0.2
 )
-
-
 MODEL = conformer.ConformerStack(CONFIG)
 # Compiled: op by op it takes seconds a call.
 init, run = (jax.jit(f, static_argnames="deterministic") for f in (MODEL.init, MODEL.apply))

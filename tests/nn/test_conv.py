@@ -80,6 +80,7 @@ def test_a_layer_goes_on_from_its_past(layer):
     np.testing.assert_allclose(second_BTC, whole_BTC[:, -second_BTC.shape[1] :], atol=1e-5)
     # It reads all of it.
     if layer.reach:
-        past_BPC[:, 0] += 1.0
-        other_BTC = run({"params": params}, x_BTC[:, 15:], past_BPC)
+        other_BPC = past_BPC.copy()
+        other_BPC[:, 0] += 1.0
+        other_BTC = run({"params": params}, x_BTC[:, 15:], other_BPC)
         assert np.abs(other_BTC - second_BTC).max() > 1e-2

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musiclm.nn import kmeans as kmeans_module
+from musiclm.nn import kmeans as clustering
 from musiclm.nn.kmeans import _farthest, kmeans
 
-assign = jax.jit(kmeans_module.assign, static_argnames="chunk_size")
-inertia = jax.jit(kmeans_module.inertia)
+assign = jax.jit(clustering.assign, static_argnames="chunk_size")
+inertia = jax.jit(clustering.inertia)
 
 
 def _normal(*shape):

@@ -309,22 +309,23 @@ def test_cache_is_updated_in_place(guided, filtered, int8_weights, int8_cache):
     assert memory.alias_size_in_bytes >= cache_bytes
 
 
-def test_what_steps_read_is_counted():
-    config, params = model("coarse", time_embedding=False)
+def test_what_steps_read_is_counted(short_spans):
+    config, params = model("coarse")
     stage, layout = Stage(config, params), config.layout
     sizes = config.transformer
     attention_and_mlp = 16 * 3 * 16 + 16 * 16 + 16 * 2 * 24 + 24 * 16
-    every_step = 2 * (attention_and_mlp + 2 * 16) + 16 + sizes.num_buckets * 2 + 16 * 13
-    first, prompt = layout.prefix_length, np.zeros((2, 3, 2), np.int32)
+    aligned = 16 * 16
+    every_step = 2 * (attention_and_mlp + 2 * 16) + 16 + sizes.num_buckets * 2 + 16 * 13 + aligned
+    first, prompt = layout.prefix_length, np.zeros((3, 3, 2), np.int32)
     steps = [first + 6, first + 7, first + 8, first + 9]  # tokens that each of them looks at
-    numbers = len(steps) * every_step + 2 * sum(steps) * 2 * 2 * 16
-    condition = conditions(layout, 2)
+    numbers = len(steps) * every_step + 3 * sum(steps) * 2 * 2 * 16
+    condition = conditions(layout, 3)
     for i in (1, 2):  # with the null condition, twice the rows
-        samplings = [GREEDY, Sampling(guidance=float(i))]
+        samplings = [GREEDY, GREEDY, Sampling(guidance=float(i))]
         options = {"num_frames": 5, "prompts": prompt, "prefilled": 3}
-        stage.generate(condition, keys(0, 1), samplings, **options)
+        stage.generate(condition, keys(0, 1, 2), samplings, **options)
         assert stage.bytes_read == 4 * numbers
-        numbers += len(steps) * every_step + 4 * sum(steps) * 2 * 2 * 16
+        numbers += len(steps) * every_step + 6 * sum(steps) * 2 * 2 * 16
 
 
 def test_int8_is_counted_as_it_is_kept():

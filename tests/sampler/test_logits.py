@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from musiclm.sampler import logits as logits_module
+from musiclm.sampler import logits as drawing
 from musiclm.sampler.logits import Sampling, by_row
 
-sample = jax.jit(logits_module.sample, static_argnames="filtered")
-keep_likeliest, guide = map(jax.jit, (logits_module.keep_likeliest, logits_module.guide))
+sample = jax.jit(drawing.sample, static_argnames="filtered")
+keep_likeliest, guide = map(jax.jit, (drawing.keep_likeliest, drawing.guide))
 LOGITS = np.array([2.0, -1.0, 0.5, 1.5, 0.4, -3.0], np.float32)
 DRAWS = 20_000
 

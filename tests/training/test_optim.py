@@ -14,18 +14,23 @@ def descend(config, steps, params=PARAMS):
     """Weights, and the optimizer's state, after each step on the squared norm."""
     optimizer = config.make()
     state = optimizer.init(params)
-    for _ in range(steps):
+
+    @jax.jit
+    def step(params, state):
         updates, state = optimizer.update(params, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
         yield params, state
 
 
 def test_the_average_is_a_moving_one_of_the_weights():
     config = optim.OptimizerConfig(learning_rate=0.1, warmup_steps=0, ema_decay=0.75)
-    expected = PARAMS["layer"]["kernel"]
+    expected = np.asarray(PARAMS["layer"]["kernel"])
     steps = list(descend(config, 5))
     for params, _ in steps:
-        expected = 0.75 * expected + 0.25 * params["layer"]["kernel"]
+        expected = 0.75 * expected + 0.25 * np.asarray(params["layer"]["kernel"])
     params, state = steps[-1]
     average = optim.averaged(params, state)
     np.testing.assert_allclose(average["layer"]["kernel"], expected, rtol=1e-5)

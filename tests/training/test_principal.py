@@ -57,7 +57,6 @@ def _analyse(waveform_BT):
 
 def _variance_left(variables, waveform_BT):
     """Of the log magnitudes, after encoder and decoder without quantisation."""
-
     wanted_BNF, got_BNF = _analyse(waveform_BT), _decode(variables, waveform_BT)
     return ((wanted_BNF - got_BNF) ** 2).mean() / wanted_BNF.var()
 

@@ -26,8 +26,6 @@ TASK = W2vBertTask(
     mask_span=4, mask_start_prob=0.1, num_distractors=20, gumbel_steps=100,
     target_rate=0.1,
 )  # fmt: skip
-
-
 STEPS = 400
 evaluate = jax.jit(TASK.evaluate)
 
