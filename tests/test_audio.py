@@ -25,6 +25,7 @@ griffin_lim = jax.jit(audio.griffin_lim, static_argnums=(1, 2, 3))
 log_mel, tempogram = (jax.jit(f, static_argnums=1) for f in (audio.log_mel, audio.tempogram))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_mels", "num_fft", "f_min"), [(64, 512, 60.0), (80, 1024, 0.0)])
 def test_mel_filters_equal_librosa(num_mels, num_fft, f_min):
     ours = audio.mel_filters(num_mels, num_fft, 16_000, f_min)
@@ -34,6 +35,7 @@ def test_mel_filters_equal_librosa(num_mels, num_fft, f_min):
     np.testing.assert_allclose(ours, reference, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stft_equals_librosa():
     waveform_T = np.random.default_rng(0).normal(size=4096).astype(np.float32)
     ours_NF = np.asarray(stft(waveform_T[None], 512, 128))[0]

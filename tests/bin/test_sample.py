@@ -15,6 +15,8 @@ import soundfile
 from musiclm import audio, errors
 from musiclm.bin import main, prompts, sample_meter, sampled
 
+pytestmark = pytest.mark.slow
+
 GIN = pathlib.Path(__file__).parents[2] / "gin/sample/batch.gin"
 LINES = [
     {"prompt": "slow piano"},
@@ -269,7 +271,6 @@ sys.exit(code)
 """
 
 
-@pytest.mark.slow
 def test_four_devices_make_what_one_makes(made, soundstorm_bundle, folder, tmp_path):
     """In a process of its own, which imports nothing of training."""
     environment = os.environ | {

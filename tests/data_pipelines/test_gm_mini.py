@@ -54,7 +54,7 @@ def test_text_finds_its_music(gm_mini, real):
 
 def test_plays_what_it_is_asked_for(gm_mini, real):
     """By MuLan's ears: its clips are nearer to their own texts than to the others'."""
-    texts = real[1][:4]
+    texts = real[1][:3]
     clips = MusicLM(gm_mini).generate(texts, seconds=10, seed=0)
     for clip in clips:
         assert clip.samples.shape == (160_000,)
@@ -64,6 +64,6 @@ def test_plays_what_it_is_asked_for(gm_mini, real):
     mulan = tokenizers.MuLanTokenizer.load(gm_mini.components["mulan"])
     waveform_NT = np.stack([clip.samples for clip in clips])
     cosine_NN = mulan.embed_text(texts) @ text_audio.embed_audio(mulan, waveform_NT).T
-    matched = np.trace(cosine_NN) / 4
-    mismatched = (cosine_NN.sum() - np.trace(cosine_NN)) / 12
+    matched = np.trace(cosine_NN) / 3
+    mismatched = (cosine_NN.sum() - np.trace(cosine_NN)) / 6
     assert matched > mismatched + 0.2

@@ -89,6 +89,7 @@ def others():
     return [_clip(rng) for _ in range(24)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", ["as it is", "quiet", "low-pass", "noise", "mu-law"])
 def test_classes_are_told_apart_through_every_channel(judge, others, channel):
     rng = np.random.default_rng(2)
@@ -111,6 +112,7 @@ def test_classes_are_told_apart_through_every_channel(judge, others, channel):
     assert right["chords"].mean() >= 0.8
 
 
+@pytest.mark.slow
 def test_fitting_twice_gives_the_same_answers():
     def fitted():
         rng = np.random.default_rng(3)

@@ -120,6 +120,7 @@ compared = st.sampled_from([("small", "large"), ("small", "real"), ("large", "re
 judged = st.tuples(compared, st.integers(-2, 2), st.booleans())
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.lists(judged, min_size=1, max_size=40))
 def test_sides_change_nothing(drawn):

@@ -59,7 +59,7 @@ def test_distance_of_a_clip_played_softer_is_the_level():
     noise_BT = 0.1 * _noise((2, 8000))
     distance_B = _distance_db(noise_BT, noise_BT * 10 ** (-6 / 20), RATE)
     np.testing.assert_allclose(distance_B, 6.0, rtol=1e-3)
-    np.testing.assert_allclose(_distance_db(noise_BT, noise_BT, RATE), 0.0)
+    np.testing.assert_allclose(_distance_db(noise_BT, noise_BT, RATE), 0.0, atol=1e-6)
 
 
 def test_distance_hears_nothing_below_the_floor():

@@ -96,6 +96,7 @@ def test_cudnn_without_a_gpu_is_told(monkeypatch):
         attention.cudnn_attention(x, x, x, jnp.zeros((1, 2)))
 
 
+@pytest.mark.slow
 def test_no_scores_are_kept_for_the_backward_pass():
     batch, heads, length, dim = 2, 3, 64, 4
     x = jax.ShapeDtypeStruct((batch, heads, length, dim), jnp.float32)

@@ -87,6 +87,7 @@ def test_products_sum_over_one_axis(remat):
         assert len(contracted) == 1
 
 
+@pytest.mark.slow
 def test_cudnn_changes_nothing(cudnn_by_xla):
     """Neither does the padding before it: 7 tokens are no even number."""
     blocks = transformer.TransformerConfig(**SIZES, rotary=True, dtype="bfloat16")

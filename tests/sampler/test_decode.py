@@ -222,6 +222,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "kept"), [("semantic", {}), ("coarse", {}), ("coarse", INT8)])
 def test_rows_of_different_settings_are_those_that_each_makes_alone(stage, kept):
     config, params = model(stage)

@@ -132,6 +132,7 @@ def test_the_least_sure_stay_masked(confidence, masked, count):
         assert confidence[still].max() <= confidence[gone].min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt_frames", [0, 3])
 def test_greedy_decoding_equals_the_algorithm_written_out(prompt_frames):
     condition, prompt_BTQ = conditions(3), made(3, prompt_frames)

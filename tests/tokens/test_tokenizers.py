@@ -30,6 +30,7 @@ def codec(tiny_bundle):
     return acoustic, codes_BTQ, acoustic.decode(codes_BTQ)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 23), max_size=8), st.sampled_from([1, 5, 23, 40]))
 def test_a_stream_of_codes_makes_what_they_make_at_once(codec, cuts, piece_frames):
@@ -68,6 +69,7 @@ def magnitudes():
     return tokenizers.AcousticTokenizer.load(bundle.load("gm-mini").components["soundstream"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_frames", "piece_frames"), [(47, 20), (60, 20), (3, 20), (5, 2)])
 def test_a_stream_of_magnitudes_is_as_long_as_its_codes(magnitudes, num_frames, piece_frames):
     time_T = np.arange(60 * 320) / 16_000
@@ -84,6 +86,7 @@ def test_a_stream_of_magnitudes_is_as_long_as_its_codes(magnitudes, num_frames, 
         assert abs(spectrum_F.argmax() * 16_000 / (40 * 320) - 440) < 5
 
 
+@pytest.mark.slow
 def test_a_stream_of_magnitudes_hears_no_other_row(magnitudes):
     codes_BTQ = np.random.default_rng(0).integers(0, 512, (2, 10, 6)).astype(np.int32)
     both_BT, alone_BT = (

@@ -63,6 +63,7 @@ def sampled(num_frames, num_levels, rows=4096):
     return jax.device_get(masks)
 
 
+@pytest.mark.slow
 @given(num_frames=st.sampled_from([1, 2, 7, 40]), num_levels=st.sampled_from([1, 2, 5]))
 def test_masks_are_the_papers(num_frames, num_levels):
     masks = sampled(num_frames, num_levels)

@@ -49,6 +49,7 @@ def sketches(music):
     return [(sound, fingerprint.sketch(sound, RATE)) for sound in sounds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copy", COPIES)
 def test_copies_are_alike(sketches, copy):
     for sound, sketch in sketches[:3]:
