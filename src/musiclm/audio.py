@@ -91,6 +91,21 @@ def mel_filters(
     return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
 
 
+def mel_triangles(
+    num_mels: int, num_fft: int, sample_rate: int, f_min: float, f_max: float
+) -> np.ndarray:
+    """`mel_filters` whose sides are straight over mel and not over Hz, as published taggers have.
+
+    Returns:
+      f64 [num_fft // 2 + 1, num_mels].
+    """
+    edges = np.linspace(hz_to_mel(f_min), hz_to_mel(f_max), num_mels + 2)
+    bins = hz_to_mel(np.linspace(0, sample_rate / 2, num_fft // 2 + 1))[:, None]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
 def hann(window_size: int) -> np.ndarray:
     """The periodic Hann window, f32 [window_size]."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_size) / window_size)).astype(np.float32)

@@ -4,8 +4,8 @@ A ViT over overlapping patches of ten seconds, with a class and a distillation t
 are published and not part of this project; those of Hugging Face's ports are read, such as
 `MIT/ast-finetuned-audioset-10-10-0.4593`.
 
-Shapes: W windows of 10.24 s, T samples, N frames (1,024 a window), F mel bands (128), D width,
-C classes (527).
+Shapes: W windows of 10.24 s, T samples, N frames (1,024 a window), F mel bands (128), K bins,
+D width, C classes (527).
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from musiclm import audio
 from musiclm.errors import UserError
 from musiclm.nn.encoder import Encoder, EncoderConfig
 
@@ -40,7 +41,7 @@ _HEAD_DIM = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioSetAstConfig:
-    """Size of the model; the defaults are those of the paper's best single one.
+    """Size of the model, as its file has it.
 
     Attributes:
       encoder: the Transformer.
@@ -48,19 +49,9 @@ class AudioSetAstConfig:
       num_classes: C.
     """
 
-    encoder: EncoderConfig = EncoderConfig(norm_first=True, norm_epsilon=1e-12, dropout_rate=0.0)
-    stride: int = 10
-    num_classes: int = 527
-
-    @property
-    def num_patches(self) -> int:
-        """Of a window."""
-        return _num_patches(self.stride)
-
-
-def _num_patches(stride: int) -> int:
-    along = [(size - _PATCH) // stride + 1 for size in (NUM_MELS, WINDOW_FRAMES)]
-    return along[0] * along[1]
+    encoder: EncoderConfig
+    stride: int
+    num_classes: int
 
 
 class AudioSetAst(nn.Module):
@@ -111,26 +102,13 @@ def log_mel_windows(waveform_T: np.ndarray) -> np.ndarray:
     frames_NW = frames_NW - frames_NW.mean(axis=1, keepdims=True)
     before_NW = np.concatenate([frames_NW[:, :1], frames_NW[:, :-1]], axis=1)
     frames_NW = (frames_NW - _PREEMPHASIS * before_NW) * np.hanning(_WINDOW)
-    energy_NF = np.abs(np.fft.rfft(frames_NW, _FFT)) ** 2 @ _mel_triangles()
+    filters_KF = audio.mel_triangles(NUM_MELS, _FFT, SAMPLE_RATE, _F_MIN, SAMPLE_RATE / 2)
+    energy_NF = np.abs(np.fft.rfft(frames_NW, _FFT)) ** 2 @ filters_KF
     log_NF = np.log(np.maximum(energy_NF, _FLOOR))
     num_windows = -(-len(log_NF) // WINDOW_FRAMES)
     log_NF = np.pad(log_NF, ((0, num_windows * WINDOW_FRAMES - len(log_NF)), (0, 0)))
     normal_NF = ((log_NF - _MEAN) / (2 * _DEVIATION)).astype(np.float32)
     return normal_NF.reshape(num_windows, WINDOW_FRAMES, NUM_MELS)
-
-
-def _mel_triangles() -> np.ndarray:
-    """f64 [257, 128]: triangles whose sides are straight over mel."""
-
-    def mel(hertz):
-        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
-
-    bins_F1 = mel(np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1))[:, None]
-    edges = np.linspace(mel(_F_MIN), mel(SAMPLE_RATE / 2), NUM_MELS + 2)
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    return np.maximum(
-        0, np.minimum((bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre))
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +215,7 @@ def _from_published(arrays: Mapping[str, np.ndarray]) -> tuple[AudioSetAstConfig
     in_layers = [re.match(re.escape(tower) + r"encoder\.layer\.(\d+)\.", name) for name in arrays]
     num_layers = 1 + max((int(found[1]) for found in in_layers if found), default=0)
     layers = [layer(index) for index in range(num_layers)]
-    strides = [s for s in range(1, _PATCH + 1) if _num_patches(s) + 2 == len(positions_LD)]
+    strides = [s for s in range(1, _PATCH + 1) if 2 + _num_patches(s) == len(positions_LD)]
     if not strides:
         raise UserError(
             f"an AudioSet classifier with {len(positions_LD)} positions hears no windows of "
@@ -273,3 +251,9 @@ def _from_published(arrays: Mapping[str, np.ndarray]) -> tuple[AudioSetAstConfig
         "classes": classes,
     }
     return config, params
+
+
+def _num_patches(stride: int) -> int:
+    """Of a window."""
+    along = [(size - _PATCH) // stride + 1 for size in (NUM_MELS, WINDOW_FRAMES)]
+    return along[0] * along[1]

@@ -4,7 +4,8 @@ A VGG of four stages over log-mel patches of 0.96 s, trained on a preliminary Yo
 weights are published and not part of this project. FAD takes the last layer before its
 nonlinearity, without the PCA that the published code adds (Kilgour et al., arXiv 1812.08466).
 
-Shapes: B patches, T samples, N frames (96 a patch), F mel bands (64), D embedding (128).
+Shapes: B patches, T samples, N frames (96 a patch), F mel bands (64), K bins, D embedding
+(128).
 """
 
 import os
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from musiclm import audio
 from musiclm.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz
@@ -77,25 +79,11 @@ def log_mel_patches(waveform_T: np.ndarray) -> np.ndarray:
         )
     frames_NW = np.lib.stride_tricks.sliding_window_view(waveform_T, _WINDOW)[::_HOP]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)
-    mel_NF = np.abs(np.fft.rfft(frames_NW * hann, _FFT)) @ _mel_triangles()
+    filters_KF = audio.mel_triangles(NUM_MELS, _FFT, SAMPLE_RATE, _F_MIN, _F_MAX)
+    mel_NF = np.abs(np.fft.rfft(frames_NW * hann, _FFT)) @ filters_KF
     log_NF = np.log(mel_NF + _LOG_OFFSET).astype(np.float32)
     num_patches = len(log_NF) // PATCH_FRAMES
     return log_NF[: num_patches * PATCH_FRAMES].reshape(num_patches, PATCH_FRAMES, NUM_MELS)
-
-
-def _mel_triangles() -> np.ndarray:
-    """f64 [257, 64]: triangles whose sides are straight over mel, not over Hz as in `audio`."""
-
-    def mel(hertz):
-        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
-
-    bins_F1 = mel(np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1))[:, None]
-    edges = np.linspace(mel(_F_MIN), mel(_F_MAX), NUM_MELS + 2)
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (bins_F1 - low) / (centre - low), (high - bins_F1) / (high - centre)
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    triangles[0] = 0.0  # the constant part of a waveform is no sound
-    return triangles
 
 
 def embed(params: Mapping[str, Any], waveform_T: np.ndarray) -> np.ndarray:
