@@ -2,11 +2,12 @@
 
     python benchmarks/train_gpu.py [--attention blocks] [--batch-size 32] [--profile]
 
-The recipe of gin/train/semantic.gin (430 M parameters, 30 s windows, bfloat16 compute over float32
-parameters, dropout) with cuDNN's attention, on one GPU: random tokens, the compiled step without
-the loop, each step waited for, the median. Model FLOPs utilisation (MFU) is what the model asks for
-(`musiclm.flops`: recomputation is no work) over the maker's dense bfloat16 peak. `--profile` adds
-the ten kernels that take most of a step. Without a GPU it says so and does nothing.
+The recipe of gin/train/semantic.gin with gin/train/gpu.gin (430 M parameters, 30 s windows,
+bfloat16 compute over float32 parameters, dropout) on one GPU: random tokens, the compiled step
+without the loop, each step waited for, the median. Model FLOPs utilisation (MFU) is what the model
+asks for (`musiclm.flops`: recomputation is no work) over the maker's dense bfloat16 peak.
+`--profile` adds the ten kernels that take most of a step. Without a GPU it says so and does
+nothing.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from musiclm.nn import transformer
 from musiclm.training import optim, program
 from musiclm.training import token_lm as stage_training
 
-MODEL = pathlib.Path(__file__).parents[1] / "gin/models/semantic/base.gin"
+GIN = pathlib.Path(__file__).parents[1] / "gin"
 # As in gin/train/semantic.gin.
 OPTIMIZER = optim.OptimizerConfig(
     learning_rate=3e-4, warmup_steps=5_000, total_steps=250_000, weight_decay=0.01, clip_norm=1.0
@@ -41,8 +42,11 @@ def task_of(config: token_lm.TokenLMConfig) -> stage_training.TokenLMTask:
 
 
 def base_config(attention: str) -> token_lm.TokenLMConfig:
-    """The model of the recipe with an attention."""
-    configuration.parse([str(MODEL)], [f"TransformerConfig.attention = {attention!r}"])
+    """The model of the recipe for GPUs, with an attention."""
+    configuration.parse(
+        [str(GIN / "models/semantic/base.gin"), str(GIN / "train/gpu.gin")],
+        [f"TransformerConfig.attention = {attention!r}"],
+    )
     return token_lm.TokenLMConfig(**configuration.resolve(token_lm.TokenLMConfig))
 
 
@@ -102,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--attention", choices=transformer.ATTENTIONS, default="cudnn")
+    parser.add_argument("--attention", choices=transformer.ATTENTIONS, default="flash")
     parser.add_argument("--batch-size", type=int, default=64, help="rows (%(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="measured (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="the ten costliest kernels too")

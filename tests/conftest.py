@@ -47,17 +47,14 @@ def moved():
 
 
 @pytest.fixture
-def cudnn_by_xla(monkeypatch):
-    """Lets XLA compute what cuDNN is asked for, on any machine."""
+def flash_interpreted(monkeypatch):
+    """Lets XLA compute what flash attention's kernels do, on any machine."""
     import jax
 
-    attend = jax.nn.dot_product_attention
+    from musiclm.nn import flash_attention
 
-    def by_xla(*arrays, implementation, **options):
-        assert implementation == "cudnn"
-        return attend(*arrays, implementation="xla", **options)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    interpreted = functools.partial(flash_attention.attend, interpret=True)
+    monkeypatch.setattr(flash_attention, "attend", interpreted)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 

@@ -29,9 +29,10 @@ def test_without_a_gpu_nothing_is_measured(script, name, monkeypatch, capsys):
     assert told.err == f"{name}: there is no GPU here, nothing is measured\n"
 
 
-def test_the_model_trained_is_the_recipes_with_cudnn(script):
-    config = script("train_gpu").base_config("cudnn").transformer
-    assert (config.attention, config.dtype, config.num_layers) == ("cudnn", "bfloat16", 24)
+def test_the_model_trained_is_the_recipes_for_a_gpu(script):
+    config = script("train_gpu").base_config("flash").transformer
+    assert (config.attention, config.dtype, config.num_layers) == ("flash", "bfloat16", 24)
+    assert config.scan_unroll == 24
     assert config.remat
     assert config.remat_keeps == "products"
 

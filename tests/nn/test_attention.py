@@ -1,4 +1,4 @@
-"""Relative positions and causal attention, in blocks and by cuDNN."""
+"""Relative positions and causal attention, in blocks and in one kernel."""
 
 import functools
 
@@ -19,7 +19,8 @@ def value_and_gradients(function, *arguments):
         return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
 
     gradients = jax.grad(loss, argnums=tuple(range(len(arguments))), has_aux=True)
-    return jax.tree.leaves(jax.jit(gradients)(*arguments))
+    with jax.default_matmul_precision("highest"):  # a GPU's own is TF32
+        return jax.tree.leaves(jax.jit(gradients)(*arguments))
 
 
 def random_arguments(heads, length, dim):
@@ -64,36 +65,58 @@ def test_blocks_equal_whole_attention(block):
         np.testing.assert_allclose(one, reference, atol=1e-5)
 
 
-def test_what_cudnn_is_asked_for_is_what_blocks_compute(cudnn_by_xla):
-    arguments = random_arguments(heads=3, length=12, dim=8)
-    ours = value_and_gradients(attention.cudnn_attention, *arguments)
-    blocks = functools.partial(attention.causal_attention, block_size=5)
-    for one, reference in zip(ours, value_and_gradients(blocks, *arguments), strict=True):
+def t5_bias(heads, length, max_distance):
+    """Constant from the greatest distance on, as flash attention may take for granted."""
+    table = np.random.default_rng(1).normal(size=(8, heads)).astype(np.float32)
+    return table[attention.relative_buckets(length, 8, max_distance)].T
+
+
+@pytest.mark.parametrize(
+    ("length", "max_distance"),
+    # A tile alone; tiles without a bias; a bias between tiles; all of them with a bias.
+    [(64, 16), (256, 20), (192, 65), (128, 300)],
+)
+def test_flash_equals_blocks(flash_interpreted, length, max_distance):
+    *vectors, _ = random_arguments(heads=2, length=length, dim=8)
+    arguments = *vectors, t5_bias(2, length + 2, max_distance)
+    flash = functools.partial(attention.fused_attention, max_distance=max_distance)
+    blocks = functools.partial(attention.causal_attention, block_size=64)
+    ours, references = (value_and_gradients(f, *arguments) for f in (flash, blocks))
+    # How the gradient of a constant is shared among its distances is nobody's business.
+    ours[3], references[3] = (
+        np.append(g[:, :max_distance], g[:, max_distance:].sum(1, keepdims=True), 1)
+        for g in (ours[3], references[3])
+    )
+    for one, reference in zip(ours, references, strict=True):
         np.testing.assert_allclose(one, reference, atol=1e-5)
 
 
-def test_cudnn_is_near_float32():
+def test_flash_on_a_gpu_is_near_float32():
     if jax.default_backend() != "gpu":
         pytest.skip("needs a GPU of NVIDIA's, and JAX_PLATFORMS=cuda")
-    batch, heads, length, dim = 2, 4, 256, 64
-    keys = jax.random.split(jax.random.key(0), 4)
-    arguments = [jax.random.normal(k, (batch, heads, length, dim)) for k in keys[:3]]
-    arguments = [x.astype(jnp.bfloat16) for x in arguments]
-    bias = jax.random.normal(keys[3], (heads, length))
-    ours = value_and_gradients(attention.cudnn_attention, *arguments, bias)
-    blocks = functools.partial(attention.causal_attention, block_size=128)
-    with jax.default_matmul_precision("highest"):
-        exact = value_and_gradients(blocks, *(x.astype(jnp.float32) for x in arguments), bias)
+    batch, heads, length, dim = 2, 4, 384, 64
+    keys = jax.random.split(jax.random.key(0), 3)
+    vectors = [jax.random.normal(key, (batch, heads, length, dim), jnp.bfloat16) for key in keys]
+    table = jax.random.normal(jax.random.key(1), (32, heads))
+
+    def by_table(attend):
+        buckets = attention.relative_buckets(length, 32, 128)
+        return lambda *arguments: attend(*arguments[:3], arguments[3][buckets].T)
+
+    flash = by_table(functools.partial(attention.fused_attention, max_distance=128))
+    blocks = by_table(functools.partial(attention.causal_attention, block_size=128))
+    ours = value_and_gradients(flash, *vectors, table)
+    exact = value_and_gradients(blocks, *(x.astype(jnp.float32) for x in vectors), table)
     for one, reference in zip(ours, exact, strict=True):
         error = np.linalg.norm(np.asarray(one, np.float32) - reference)
         assert error < 0.01 * np.linalg.norm(reference)
 
 
-def test_cudnn_without_a_gpu_is_told(monkeypatch):
+def test_flash_without_a_gpu_is_told(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    x = jnp.zeros((1, 1, 2, 8))
-    with pytest.raises(errors.UserError, match=r'is "cudnn".* on cpu here: give "blocks"'):
-        attention.cudnn_attention(x, x, x, jnp.zeros((1, 2)))
+    x = jnp.zeros((1, 1, 64, 8))
+    with pytest.raises(errors.UserError, match=r'is "flash".* on cpu here: give "blocks"'):
+        attention.fused_attention(x, x, x, jnp.zeros((1, 64)), 128)
 
 
 @pytest.mark.slow

@@ -174,12 +174,12 @@ def test_export_is_what_the_sampler_takes(trained):
     assert variables.keys() == {"params"}
 
 
-def test_cudnn_is_known_to_training_alone(cudnn_by_xla):
+def test_flash_is_known_to_training_alone(flash_interpreted):
     """A bundle's model runs anywhere; MFU counts no padding, and what the kernel hides."""
     lm = task()
     sizes = dataclasses.replace(lm.config.transformer, dtype="bfloat16")
     plain = dataclasses.replace(lm, config=dataclasses.replace(lm.config, transformer=sizes))
-    sizes = dataclasses.replace(sizes, attention="cudnn")
+    sizes = dataclasses.replace(sizes, attention="flash")
     fast = dataclasses.replace(lm, config=dataclasses.replace(lm.config, transformer=sizes))
     state = jax.eval_shape(lm.init, jax.random.key(0), batch(0))
     assert fast.export(state)[0] == plain.config

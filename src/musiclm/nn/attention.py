@@ -12,13 +12,12 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from musiclm import errors, sharding
+from musiclm.nn import flash_attention
 
 # What masked scores become: far below any score, and finite, so that gradients stay so too.
 MASKED = -1e30
 # What a bias starts from at most far away: softmax still lets some gradient through.
 LEAST_START = -6.0
-# What lengths become multiples of for cuDNN, whose kernels take even ones, and whole tiles faster.
-CUDNN_TOKENS = 128
 
 
 def relative_buckets(num_distances: int, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -113,14 +112,19 @@ def causal_attention(
     return attend(query_BHTD, key_BHTD, value_BHTD, bias_HS)
 
 
-def cudnn_attention(
-    query_BHTD: jax.Array, key_BHTD: jax.Array, value_BHTD: jax.Array, bias_HS: jax.Array
+def fused_attention(
+    query_BHTD: jax.Array,
+    key_BHTD: jax.Array,
+    value_BHTD: jax.Array,
+    bias_HS: jax.Array,
+    max_distance: int,
 ) -> jax.Array:
-    """`causal_attention` in one of cuDNN's kernels, which write no scores to memory.
+    """`causal_attention` by `flash_attention`, which writes no scores to memory.
 
     Args:
-      query_BHTD, key_BHTD, value_BHTD: bfloat16, T even, best a multiple of `CUDNN_TOKENS`.
-      bias_HS: by distance, S ≥ T; rounded to bfloat16.
+      query_BHTD, key_BHTD, value_BHTD: T a multiple of `flash_attention.TILE`.
+      bias_HS: by distance, S ≥ T, constant from `max_distance` on.
+      max_distance: in tokens.
 
     Returns:
       [B, H, T, D].
@@ -130,10 +134,11 @@ def cudnn_attention(
     """
     if jax.default_backend() != "gpu":
         raise errors.UserError(
-            'TransformerConfig.attention is "cudnn", and JAX computes on '
+            'TransformerConfig.attention is "flash", and JAX computes on '
             f'{jax.default_backend()} here: give "blocks", or a GPU of NVIDIA\'s'
         )
-    return _by_rows_and_heads(_attend_in_cudnn)(query_BHTD, key_BHTD, value_BHTD, bias_HS)
+    attend = _by_rows_and_heads(functools.partial(_attend_in_flash, max_distance=max_distance))
+    return attend(query_BHTD, key_BHTD, value_BHTD, bias_HS)
 
 
 def _by_rows_and_heads(attend):
@@ -145,18 +150,10 @@ def _by_rows_and_heads(attend):
     )
 
 
-def _attend_in_cudnn(query_BHTD, key_BHTD, value_BHTD, bias_HS):
-    # JAX wants tokens before heads; XLA merges these swaps with those of `split_heads`.
+def _attend_in_flash(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, max_distance):
+    # Tokens before heads, as projections leave them: XLA merges these swaps with `split_heads`'.
     by_token = (x.swapaxes(1, 2) for x in (query_BHTD, key_BHTD, value_BHTD))
-    # The kernel masks later tokens itself; what it leaves in their gradient must not matter.
-    bias_HTT = jnp.tril(bias_of_block(bias_HS, 0, query_BHTD.shape[2]))
-    mixed_BTHD = jax.nn.dot_product_attention(
-        *by_token,
-        bias_HTT[None].astype(query_BHTD.dtype),
-        is_causal=True,
-        implementation="cudnn",
-    )
-    return mixed_BTHD.swapaxes(1, 2)
+    return flash_attention.attend(*by_token, bias_HS, max_distance=max_distance).swapaxes(1, 2)
 
 
 def _attend_in_blocks(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, block_size):

@@ -11,23 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm import sharding
-from musiclm.nn import attention
+from musiclm.nn import attention, flash_attention
 
 NORM_EPSILON = 1e-6
-ATTENTIONS = ("blocks", "cudnn")
-
-
-def _keep_products(primitive, *inputs, **params) -> bool:
-    # What cuDNN's attention makes is no larger than its inputs: the scores stay inside.
-    with_weights = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return "dot_product_attention_fwd" in primitive.name or with_weights(
-        primitive, *inputs, **params
-    )
+ATTENTIONS = ("blocks", "flash")
 
 
 # What recomputation may leave alone: nothing, or the results of products with weights, which are
 # most of the work, and not the scores of attention, which are most of the memory.
-KEPT = {"nothing": None, "products": _keep_products}
+_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # No larger than its inputs: the scores stay inside.
+    jax.checkpoint_policies.save_only_these_names(flash_attention.KEPT),
+)
+KEPT = {"nothing": None, "products": _PRODUCTS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,12 +50,15 @@ class TransformerConfig:
         frame before is one less than the levels away from what predicts the next code.
       dropout: rate, in training.
       attention: who computes it, but for decoding: XLA in "blocks" of queries, on any chip, or
-        "cudnn", faster, in bfloat16 on NVIDIA's GPUs alone.
+        "flash", faster, in bfloat16 on NVIDIA's GPUs alone.
       query_block: queries that attention in blocks takes at a time.
       remat: computes a block's activations again in the backward pass instead of keeping them;
         scores and the inside of the feed-forward's nonlinearity always are.
       remat_keeps: what it keeps all the same: "nothing", or the "products" with weights and what
-        cuDNN's attention makes.
+        flash attention makes.
+      scan_unroll: blocks in a turn of the loop over blocks. All of them in one, what a block keeps
+        for the backward pass need not be copied to and from arrays of all blocks: a GPU, where that
+        is a fifth of a step, is faster, and compilation takes longer.
       dtype: of the computation, "float32" or "bfloat16"; parameters and softmax are float32.
     """
 
@@ -78,6 +78,7 @@ class TransformerConfig:
     query_block: int = 256
     remat: bool = True
     remat_keeps: str = "nothing"
+    scan_unroll: int = 1
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -89,6 +90,7 @@ class TransformerConfig:
             "mlp_dim",
             "num_buckets",
             "query_block",
+            "scan_unroll",
         )
         for name in positive:
             if getattr(self, name) < 1:
@@ -124,9 +126,9 @@ class TransformerConfig:
             raise ValueError(
                 f"TransformerConfig.attention is {self.attention!r}: give one of {ATTENTIONS}"
             )
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
+        if self.attention == "flash" and self.dtype != "bfloat16":
             raise ValueError(
-                f'TransformerConfig.dtype is {self.dtype!r}: give "bfloat16" for attention "cudnn"'
+                f'TransformerConfig.dtype is {self.dtype!r}: give "bfloat16" for attention "flash"'
             )
 
 
@@ -140,9 +142,9 @@ class Transformer(nn.Module):
         """[B, T, M] to [B, T, M], causally; needs the rng "dropout" unless `deterministic`."""
         cfg = self.config
         num_tokens = x_BTM.shape[1]
-        if cfg.attention == "cudnn":
+        if cfg.attention == "flash":
             # At the end, where no other token sees what is added.
-            more = -num_tokens % attention.CUDNN_TOKENS
+            more = -num_tokens % flash_attention.TILE
             x_BTM = jnp.pad(x_BTM, ((0, 0), (0, more), (0, 0)))
         bias_HS = attention.RelativeBias(
             cfg.num_heads,
@@ -160,6 +162,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=cfg.num_layers,
+            unroll=cfg.scan_unroll,
         )(cfg, deterministic, name="layers")
         x_BTM, _ = layers(x_BTM.astype(cfg.dtype), bias_HS)
         return RMSNorm(name="final_norm")(x_BTM[:, :num_tokens])
@@ -200,8 +203,8 @@ class SelfAttention(nn.Module):
         if cfg.rotary:
             positions_T = np.arange(x_BTM.shape[1])
             query, key = (attention.rotary(x, positions_T) for x in (query, key))
-        if cfg.attention == "cudnn":
-            mixed_BHTD = attention.cudnn_attention(query, key, value, bias_HS)
+        if cfg.attention == "flash":
+            mixed_BHTD = attention.fused_attention(query, key, value, bias_HS, cfg.max_distance)
         else:
             mixed_BHTD = attention.causal_attention(query, key, value, bias_HS, cfg.query_block)
         mixed_BTM = attention.join_heads(mixed_BHTD)
