@@ -6,7 +6,7 @@ The stages of gin/models/*/base.gin (430 M parameters, 30, 10 and 3 s windows) i
 random weights, through the compiled loop of `musiclm.sampler.decode`. Every step must read all
 weights and the keys and values of all tokens so far; that, over the bandwidth of a large copy
 within the device's memory, is the least time it could take, and a figure is that time's share of
-the time it took. Measured are the last steps of a window, those of its last `decode.SPAN`, where
+the time it took. Measured are the last steps of a window, from its last multiple of 512 on, where
 the cache is fullest: times real time is of these too, and lower than a whole window's. Without a
 GPU it says so and does nothing.
 """
@@ -32,6 +32,7 @@ STAGES = ("semantic", "coarse", "fine")
 # (batch size) -> the share that it must reach.
 REACHES = {16: 0.6, 64: 0.6}
 COPIED_BYTES = 4 * 2**30
+MEASURED_FROM_MULTIPLE_OF = 512
 
 
 def config_of(stage: str) -> token_lm.TokenLMConfig:
@@ -68,14 +69,15 @@ def bytes_a_second() -> float:
 
 
 def first_token(config: token_lm.TokenLMConfig) -> int:
-    """How many tokens are known where a window's last span begins."""
-    return (config.layout.sequence_length - 1) // decode.SPAN * decode.SPAN + 1
+    """How many tokens are known where the measured steps of a window begin."""
+    multiple = MEASURED_FROM_MULTIPLE_OF
+    return (config.layout.sequence_length - 1) // multiple * multiple + 1
 
 
 def last_steps(
     config: token_lm.TokenLMConfig, mesh: jax.sharding.Mesh, weights: dict, rows: int
 ) -> train.Turn:
-    """Takes a window's last steps, no more than those of its last span: seconds a step."""
+    """Takes a window's last steps, as many as are asked for: seconds a step."""
     layout, cfg = config.layout, config.transformer
     shape = (cfg.num_layers, rows, cfg.num_heads, layout.sequence_length, cfg.head_dim)
     by_rows, whole = NamedSharding(mesh, P(decode.ROWS)), NamedSharding(mesh, P())
@@ -105,7 +107,7 @@ def last_steps(
         jax.block_until_ready(state)
         return (time.perf_counter() - begun) / count
 
-    turn(1)
+    turn(layout.sequence_length - first_token(config))  # compiles
     return turn
 
 
