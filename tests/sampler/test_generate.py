@@ -82,6 +82,12 @@ def chain(spec=SPEC, **kwargs):
     return Chain(token_spec=spec, mulan=Texts(), acoustic=Codec(), **stages, **kwargs)
 
 
+def deaf(music):
+    """The same chain with a coarse stage that hears no semantic codes."""
+    music.coarse.layout = StageLayout.coarse(SPEC, semantic=False)
+    return music
+
+
 def clip(prompt="a", seconds=1.0, seed=5, **kwargs):
     return Clip(prompt=prompt, seconds=seconds, seed=seed, **kwargs)
 
@@ -96,6 +102,20 @@ def stream_of(music, clip):
 
 def codes_of(music, *clips):
     return music.compose([music.plan(clip) for clip in clips])
+
+
+def test_without_a_listener_the_semantic_stage_does_not_run():
+    story = clip(seconds=1.0, story=((0.5, "longer"),))
+    music, plain = deaf(chain()), chain()
+    (codes_TQ,) = codes_of(music, story)
+    assert not music.semantic.calls
+    (expected_TQ,) = codes_of(plain, story)
+    np.testing.assert_array_equal(codes_TQ, expected_TQ)  # a recorder draws by its keys alone
+    for ours, theirs in zip(music.coarse.calls, plain.coarse.calls, strict=True):
+        assert set(ours.condition) == {"mulan"}
+        np.testing.assert_array_equal(ours.condition["mulan"], theirs.condition["mulan"])
+    streamed_T = np.concatenate(list(stream_of(deaf(chain()), story)))
+    np.testing.assert_array_equal(streamed_T, whole_of(plain, story))
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.2, 0.37, 0.4, 1.0, 1.73])

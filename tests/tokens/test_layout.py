@@ -163,6 +163,17 @@ def test_acoustic_tokens_go_frame_by_frame():
     np.testing.assert_array_equal(fine, [[2, 2 + 11, 2 + 9, 2 + 18, 22 + 2, 22 + 7]])
 
 
+def test_a_coarse_stage_without_semantic_codes():
+    spec = TokenSpec(coarse_window_seconds=0.04, num_mulan_codebooks=2, mulan_codebook_size=4)
+    heard, unheard = (StageLayout.coarse(spec, semantic=semantic) for semantic in (True, False))
+    assert unheard.target == heard.target
+    codes = {"mulan": np.array([[0, 3]]), "acoustic": np.zeros((1, 2, 4), int)}
+    np.testing.assert_array_equal(unheard.flatten(codes)[0, :3], [2, 9, 10])
+    # All that is left of the prefix holds for the clip: every token hears all of it.
+    assert unheard.prefix_length == 2
+    np.testing.assert_array_equal(unheard.aligned[1:-1], [[0, 1]] * 8)
+
+
 def test_times_align_segments():
     layout = StageLayout.coarse(TokenSpec(coarse_window_seconds=0.08, num_mulan_codebooks=2))
     np.testing.assert_array_equal(layout.times, [0, 0, 1, 2] + [1] * 8 + [2] * 8)

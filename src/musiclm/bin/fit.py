@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from musiclm import exit_codes
-from musiclm.bin import compilation_cache, configuration
+from musiclm.bin import compilation_cache, configuration, train
 
 MISTAKE = exit_codes.CONFIGURATION
 HELP = "fit quantizers, clusters or a vocabulary, as a gin file says"
@@ -25,9 +25,12 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     compilation_cache.enable()
     configuration.parse(args.gin_file, args.gin_bindings)
-    with configuration.told_without_gin():
-        fit(**configuration.resolve(fit))
-    return exit_codes.DONE
+
+    def fit_it() -> None:
+        with configuration.told_without_gin():
+            fit(**configuration.resolve(fit))
+
+    return train.told(fit_it)  # a measurement may train
 
 
 def fit(what: Callable[[], None]) -> None:

@@ -73,7 +73,12 @@ class SampledClips:
           questions; "mulan_cosine" with the prompt; "kld", KL(real ‖ clip); and the Fréchet
           distances to the training clips.
         """
-        bundle = bundles.load(self.model)
+        return self.measure_of(bundles.load(self.model), folder, cache, seed)
+
+    def measure_of(
+        self, bundle: bundles.Bundle, folder: pathlib.Path, cache: pathlib.Path, seed: int
+    ) -> dict[str, float | np.ndarray]:
+        """`measure`, of the clips of another bundle."""
         rate = bundle.token_spec.sample_rate
         train, real = (
             clips.read_real(entries, rate) for entries in (self._train, self._validation)

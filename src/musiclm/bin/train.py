@@ -6,6 +6,7 @@ gate, 78 a configuration, data set or checkpoint that can't be used.
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from musiclm import exit_codes
 from musiclm.bin import compilation_cache, configuration
@@ -41,21 +42,35 @@ def run(args: argparse.Namespace) -> int:
     from absl import logging
 
     from musiclm import processes
-    from musiclm.training import health, interruption, loop
+    from musiclm.training import loop
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
     configuration.parse(args.gin_file, args.gin_bindings)
     if args.distributed:
         processes.join()
-    try:
+
+    def train() -> None:
         with configuration.told_without_gin():
             loop.train(**configuration.resolve(loop.train), check_only=args.check)
-    except interruption.Preempted as stop:
-        print(f"musiclm: {stop}: start again to go on", file=sys.stderr)
-        return exit_codes.PREEMPTED
-    except health.HealthError as error:
-        print(f"musiclm: stopped at {error}", file=sys.stderr)
-        return exit_codes.UNHEALTHY
+
+    code = told(train)
     if args.check:
         print("musiclm: configuration, data and checkpoints are in order")
+    return code
+
+
+def told(train: Callable[[], None]) -> int:
+    """Trains, and tells what stopped it before the end, if that is no fault: an exit code."""
+    try:
+        train()
+    except Exception as error:
+        from musiclm.training import health, interruption
+
+        if isinstance(error, interruption.Preempted):
+            print(f"musiclm: {error}: start again to go on", file=sys.stderr)
+            return exit_codes.PREEMPTED
+        if isinstance(error, health.HealthError):
+            print(f"musiclm: stopped at {error}", file=sys.stderr)
+            return exit_codes.UNHEALTHY
+        raise
     return exit_codes.DONE

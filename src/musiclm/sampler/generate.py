@@ -345,10 +345,12 @@ class Chain:
 
     def _semantic_part(self, plan: Plan) -> batches.Part:
         """A clip in the semantic stage; of `mulan_WQ` each window looks at its own step alone."""
+        _, acoustic_stage, *_ = plan.clip.stages
+        windows_wanted = self.steps.windows(plan.num_semantic, plan.texts)
         return batches.Part(
             seed=plan.clip.seed,
             sampling=plan.clip.sampling.semantic,
-            windows=self.steps.windows(plan.num_semantic, plan.texts),
+            windows=windows_wanted if self._hears_semantic(acoustic_stage) else [],
             condition=lambda window: self._clip_codes(plan, window.index),
             codes_TQ=plan.semantic_T[:, None],
         )
@@ -358,9 +360,10 @@ class Chain:
 
         def condition(window: windows.Window) -> dict[str, np.ndarray]:
             first, last = window.start // self._ratio, self.semantic_frames(window)
-            step = self.steps.at((first + last) // 2)
-            semantic_T = semantic.codes_TQ[first:last, 0]
-            return {**self._clip_codes(plan, step), "semantic": semantic_T}
+            codes = self._clip_codes(plan, self.steps.at((first + last) // 2))
+            if self._hears_semantic(stage):
+                codes["semantic"] = semantic.codes_TQ[first:last, 0]
+            return codes
 
         return batches.Part(
             seed=plan.clip.seed,
@@ -369,6 +372,10 @@ class Chain:
             condition=condition,
             codes_TQ=plan.acoustic_TQ[:, : getattr(self, stage).layout.target_levels],
         )
+
+    def _hears_semantic(self, stage: str) -> bool:
+        """Whether a stage looks at semantic codes; a coarse one may do without."""
+        return any(part.source == "semantic" for part in getattr(self, stage).layout.prefix)
 
     def _clip_codes(self, plan: Plan, step: int) -> dict[str, np.ndarray]:
         """What holds at a semantic step: the codes of the text and, if there is one, the melody."""

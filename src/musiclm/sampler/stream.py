@@ -69,7 +69,7 @@ class Stream:
         heard = 0
         while acoustic.windows:
             seen = chain.semantic_frames(acoustic.windows[0])
-            while len(semantic.codes_TQ) < seen:
+            while semantic.windows and len(semantic.codes_TQ) < seen:
                 self._make_window("semantic", semantic)
             self._make_window(acoustic_stage, acoustic)
             chain.run("fine", track.fine_ready)

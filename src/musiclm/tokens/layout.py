@@ -88,10 +88,18 @@ class StageLayout:
         )
 
     @classmethod
-    def coarse(cls, token_spec: TokenSpec) -> "StageLayout":
-        """MuLan and semantic codes, then the first acoustic levels (MusicLM, section 3.2)."""
+    def coarse(cls, token_spec: TokenSpec, *, semantic: bool = True) -> "StageLayout":
+        """MuLan and semantic codes, then the first acoustic levels (MusicLM, section 3.2).
+
+        Args:
+          token_spec: rates, levels and windows.
+          semantic: False leaves the semantic codes out, the paper's ablation of their stage.
+        """
         condition = (_mulan(token_spec), *_melody(token_spec))
-        return cls._after_semantic("coarse", token_spec, condition, token_spec.num_coarse_codebooks)
+        layout = cls._after_semantic(
+            "coarse", token_spec, condition, token_spec.num_coarse_codebooks
+        )
+        return layout if semantic else dataclasses.replace(layout, prefix=condition)
 
     @classmethod
     def fine(cls, token_spec: TokenSpec) -> "StageLayout":

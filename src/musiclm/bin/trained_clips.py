@@ -1,0 +1,55 @@
+"""How clips turn out if a stage of the bundle that makes them is trained in some way."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from musiclm import bundle as bundles
+from musiclm.bin import sampled_clips
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedClips:
+    """Clips of a bundle, one stage of which is trained anew.
+
+    Attributes:
+      clips: which are made and measured, and of which bundle.
+      stage: the component of the bundle that is replaced.
+      train: `loop.train`, all of it but where to write and the seed.
+      trained_on: digest of the data that `train` reads.
+    """
+
+    clips: sampled_clips.SampledClips
+    stage: str
+    train: Callable[..., object]
+    trained_on: str
+
+    def __post_init__(self):
+        if self.stage not in (*bundles.COMPONENTS, *bundles.OPTIONAL):
+            raise ValueError(
+                f"TrainedClips.stage is {self.stage!r}: give one of "
+                f"{(*bundles.COMPONENTS, *bundles.OPTIONAL)}"
+            )
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """Those of the clips."""
+        return self.clips.figures
+
+    def data(self) -> str:
+        """Of what the stage is trained on, and what the clips rest on."""
+        return f"{self.trained_on} {self.clips.data()}"
+
+    def measure(
+        self, folder: pathlib.Path, cache: pathlib.Path, seed: int
+    ) -> dict[str, float | np.ndarray]:
+        """Trains the stage, unless it is there already, and measures as `SampledClips` does."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / f"{self.stage}.safetensors").is_file():
+            self.train(workdir=folder / "training", component=folder / self.stage, seed=seed)
+        bundle = bundles.load(self.clips.model)
+        stage = {self.stage: bundles.load_component(folder, self.stage)}
+        trained = dataclasses.replace(bundle, components={**bundle.components, **stage})
+        return self.clips.measure_of(trained, folder, cache, seed)
