@@ -111,6 +111,8 @@ def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, c
     if "sampled_clips" in text:
         bindings.append(f"MODEL={str(tiny_bundle)!r}")
         bindings += [f"sampled_clips.SampledClips.num_{of} = 3" for of in ("clips", "fit_clips")]
+    if "trained_clips" in text:
+        bindings.append("trained_clips.TrainedClips.trained_on=''")
     if "fitted_clusters" in text:
         bindings += ["MODEL='nowhere'", "fitted_clusters.FittedClusters.fitted_on=''"]
         bindings.append("fitted_clusters.FittedClusters.num_clips = 3")
