@@ -175,7 +175,7 @@ BESIDE_PEERS = JAX_PLATFORMS=cpu $(KEEP_MEMORY) .venv/bin/python
 # Without XLA's products in Triton a step is compiled sooner, and is not slower.
 bench-train: setup-test $(PEERS)/.installed  ## Measures training steps beside PyTorch's, what the loop adds, and a GPU
 	$(BESIDE_PEERS) benchmarks/train.py --peer-python $(PEERS)/bin/python
-	XLA_FLAGS=--xla_gpu_enable_triton_gemm=false .venv/bin/python benchmarks/train_gpu.py
+	XLA_FLAGS=--xla_gpu_enable_triton_gemm=false .venv/bin/python benchmarks/train_gpu.py --profile
 
 bench-sample: setup-test $(PEERS)/.installed  ## Measures sampling beside PyTorch's, gm-mini, and a GPU
 	$(BESIDE_PEERS) benchmarks/sample.py --peer-python $(PEERS)/bin/python
