@@ -50,9 +50,15 @@ def main() -> None:
             result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
             if not result.stdout:
                 sys.exit(f"{gin_file} on {topology} could not be compiled: see the line above")
-            reports.append(json.loads(result.stdout))
+            reports = sorted([*reports, json.loads(result.stdout)], key=_place)
             REPORT.write_text(json.dumps(reports, indent=1) + "\n")
             REPORT.with_suffix(".md").write_text(HEAD + "".join(map(_row, reports)))
+
+
+def _place(report: dict) -> tuple[int, int]:
+    """Where a program stands in the table."""
+    pod = report["topology"], report["slices"]
+    return PODS.index(pod), MODELS.index(pathlib.Path(report["gin_file"]).stem)
 
 
 def _row(report: dict) -> str:
