@@ -91,6 +91,12 @@ def test_flash_equals_blocks(flash_interpreted, length, max_distance):
         np.testing.assert_allclose(one, reference, atol=1e-5)
 
 
+def test_flash_wants_whole_tiles(flash_interpreted):
+    x = jnp.zeros((1, 1, 65, 8))
+    with pytest.raises(ValueError, match="65 tokens: give a multiple of 64"):
+        attention.fused_attention(x, x, x, jnp.zeros((1, 65)), 16)
+
+
 def test_flash_on_a_gpu_is_near_float32():
     if jax.default_backend() != "gpu":
         pytest.skip("needs a GPU of NVIDIA's, and JAX_PLATFORMS=cuda")

@@ -52,7 +52,12 @@ def attend(
 
     Returns:
       [B, T, H, D], of the queries' dtype.
+
+    Raises:
+      ValueError: T is no multiple of `TILE`.
     """
+    if query_BTHD.shape[1] % TILE:
+        raise ValueError(f"{query_BTHD.shape[1]} tokens: give a multiple of {TILE}")
     tiles_HNRC = _bias_tiles(bias_HS, max_distance)
     return _attend(query_BTHD, key_BTHD, value_BTHD, tiles_HNRC, interpret)
 
