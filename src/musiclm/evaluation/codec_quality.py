@@ -5,6 +5,7 @@ Beside it what the codes cost (`bitrate`), and how much of their codebooks they 
 N clips, T samples or frames of codes, F frames, H bins of a spectrum, Q levels, K codes of a level.
 """
 
+import concurrent.futures
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from musiclm.losses import spectral
 
 _STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of the window
 _VISQOL_RATE = 48_000  # Hz, of its audio mode
+_MOST_AT_ONCE = 4  # batches that are decoded, each in a thread
 
 
 class Codec(Protocol):
@@ -97,13 +99,20 @@ def measure(
     """
     levels = list(levels or range(1, codec.num_codebooks + 1))
     parts: dict[int, list[Quality]] = {q: [] for q in levels}
-    for batch_BT in _batches(waveform_NT, batch_size):
-        codes_BFQ = codec.encode(batch_BT)
-        for q in levels:
-            decoded_BT = codec.decode(codes_BFQ[..., :q])[:, : batch_BT.shape[1]]
-            parts[q].append(compare(batch_BT, decoded_BT, codec.sample_rate))
-            if progress:
-                progress(len(batch_BT))
+
+    def quality(batch_BT: np.ndarray, codes_BFQ: np.ndarray, q: int) -> Quality:
+        decoded_BT = codec.decode(codes_BFQ[..., :q])[:, : batch_BT.shape[1]]
+        return compare(batch_BT, decoded_BT, codec.sample_rate)
+
+    # What takes the time, finding phases, is done on one core.
+    with concurrent.futures.ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
+        for batch_BT in _batches(waveform_NT, batch_size):
+            codes_BFQ = codec.encode(batch_BT)
+            jobs = [pool.submit(quality, batch_BT, codes_BFQ, q) for q in levels]
+            for q, job in zip(levels, jobs, strict=True):
+                parts[q].append(job.result())
+                if progress:
+                    progress(len(batch_BT))
     return {
         q: Quality(
             *(
