@@ -49,7 +49,8 @@ def test_every_base_run_is_whole(model):
 
 
 def test_no_run_is_forgotten():
-    assert {path.stem for path in RUNS.glob("*.gin")} == set(MODELS)
+    additions = {"gpu"}  # to a run's own file
+    assert {path.stem for path in RUNS.glob("*.gin")} - additions == set(MODELS)
 
 
 needs_libtpu = pytest.mark.skipif(
