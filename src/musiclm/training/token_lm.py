@@ -138,7 +138,7 @@ class TokenLMTask:
     @property
     def _portable_config(self) -> TokenLMConfig:
         """The same model for any machine."""
-        sizes = dataclasses.replace(self.config.transformer, attention="blocks")
+        sizes = dataclasses.replace(self.config.transformer, attention="blocks", scan_unroll=1)
         return dataclasses.replace(self.config, transformer=sizes)
 
     def _score(self, logits_BTQK, ids_BS) -> tuple[jax.Array, dict[str, jax.Array]]:
