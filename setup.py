@@ -7,6 +7,8 @@ CORE = [
     "flax>=0.12,<0.13",
     "gin-config>=0.5",
     "jax>=0.10,<0.13",
+    # Compiles the sampler's kernels for CPUs.
+    "llvmlite>=0.46",
     "matplotlib>=3.8",
     "numpy>=2.0",
     "pyyaml>=6",

@@ -11,7 +11,7 @@ import pytest
 from musiclm.models.token_lm import TokenLM, TokenLMConfig
 from musiclm.nn import attention
 from musiclm.nn.transformer import TransformerConfig
-from musiclm.sampler import decode, int8, logits
+from musiclm.sampler import decode, int8, kernels, logits, products
 from musiclm.sampler.logits import Sampling
 from musiclm.sampler.stages import Stage
 from musiclm.token_spec import TokenSpec
@@ -100,8 +100,22 @@ def teacher_forced(config, params, condition, codes_BTQ):
 @pytest.fixture
 def short_spans(monkeypatch):
     """Several lengths of attention and many calls, even in short sequences."""
+    monkeypatch.setattr(products, "reads_what_is_known", lambda platform: False)
     monkeypatch.setattr(decode, "SPAN", 32)
     monkeypatch.setattr("musiclm.sampler.stages.FRAMES_PER_CALL", 7)
+
+
+@pytest.fixture
+def by_xla(short_spans, monkeypatch):
+    """Decoding as on a GPU or TPU, where no kernel is LLVM's."""
+    compiled = decode._start, decode.decode_until
+    for function in compiled:
+        function.clear_cache()
+    monkeypatch.setattr(kernels, "product", products._product)
+    monkeypatch.setattr(kernels, "attend", products._attend)
+    yield
+    for function in compiled:
+        function.clear_cache()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +133,24 @@ def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding
     codes = Stage(config, params).generate(condition, keys(0, 1, 2), [GREEDY] * 3)
     np.testing.assert_array_equal(codes, teacher_forced(config, params, condition, codes))
     assert len(np.unique(codes)) > 3  # not one code over and over, which would prove little
+
+
+@pytest.mark.parametrize("kept", [{}, INT8])
+def test_xla_decodes_what_our_kernels_do(request, kept):
+    config, params = model("coarse")
+    condition = conditions(config.layout, 3)
+    asked = (condition, keys(0, 1, 2), [GREEDY, Sampling(), Sampling(guidance=2.0)])
+    ours = Stage(config, params, **kept).generate(*asked)
+    request.getfixturevalue("by_xla")
+    np.testing.assert_array_equal(Stage(config, params, **kept).generate(*asked), ours)
+
+
+def test_a_cpu_decodes_a_bfloat16_model_in_float32():
+    config, params = model("semantic")
+    asked = (conditions(config.layout, 2), keys(0, 1), [GREEDY, Sampling()])
+    half = dataclasses.replace(config.transformer, dtype="bfloat16")
+    codes = Stage(dataclasses.replace(config, transformer=half), params).generate(*asked)
+    np.testing.assert_array_equal(codes, Stage(config, params).generate(*asked))
 
 
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])

@@ -25,11 +25,11 @@ from jax.sharding import PartitionSpec as P
 from musiclm.models import token_lm
 from musiclm.models.token_lm import TokenLMConfig
 from musiclm.nn import attention, transformer
-from musiclm.sampler import int8, logits
+from musiclm.sampler import int8, logits, products
 
-# Attention in a step reads the cache up to the next multiple of this, not to its end; each
-# multiple is a compilation. On an H200 multiples of 128 helped the semantic stage a little, and
-# the coarse one not at all.
+# Where attention in a step can't stop at what is known, it reads the cache up to the next multiple
+# of this, not to its end; each multiple is a compilation. On an H200 multiples of 128 helped the
+# semantic stage a little, and the coarse one not at all.
 SPAN = 512
 # Prefixes are padded to a multiple of this fraction of the sequence, for the same reason.
 PREFILL_FRACTION = 8
@@ -184,7 +184,7 @@ def _start_on_device(config, length, guided, int8_cache, weights, ids_GS, known)
         h_BTM = transformer.rms_norm(x_BTM, layer["attention_norm"])
         heads = (
             attention.split_heads(part, cfg.num_heads)
-            for part in jnp.split(int8.project(h_BTM, layer["query_key_value"]), 3, axis=-1)
+            for part in jnp.split(products.project(h_BTM, layer["query_key_value"]), 3, axis=-1)
         )
         query, key, value = heads
         if cfg.rotary:
@@ -194,7 +194,7 @@ def _start_on_device(config, length, guided, int8_cache, weights, ids_GS, known)
         # Read as in the steps that follow: a prompt has one meaning, whoever goes through it.
         seen = (_read(part, cfg.dtype) for part in (keys[-1], values[-1]))
         mixed = attention.causal_attention(query, *seen, bias_HT, cfg.query_block)
-        x_BTM = x_BTM + int8.project(attention.join_heads(mixed), layer["out"])
+        x_BTM = x_BTM + products.project(attention.join_heads(mixed), layer["out"])
         x_BTM = x_BTM + _mlp(config, layer, x_BTM)
     rest = ids_GS.shape[1] - length
     padding = ((0, 0), (0, 0), (0, 0), (0, rest), (0, 0))
@@ -242,7 +242,7 @@ def advance(
     stop = known + num_tokens
     while known < stop:
         # Up to `span` tokens may be known while reading so much of the cache.
-        span = _span(config, known)
+        span = _span(config, mesh, known)
         known = min(stop, span + 1)
         stop_here = jnp.int32(known)
         state = decode_until(
@@ -265,7 +265,7 @@ def compile_spans(
     """Compiles what `advance` needs from a state on, which is used up; no step is taken."""
     known = int(state.known)
     while known < config.layout.sequence_length:
-        span, nowhere = _span(config, known), jnp.int32(0)
+        span, nowhere = _span(config, mesh, known), jnp.int32(0)
         state = decode_until(
             config, mesh, span, filtered, weights, state, keys_B, given_B, nowhere, rows
         )
@@ -302,8 +302,11 @@ def bytes_read(
     return weight_bytes * (stop - known) + num_rows * token_bytes * sum(range(known, stop))
 
 
-def _span(config: TokenLMConfig, known: int) -> int:
-    return min(config.layout.sequence_length, -(-known // SPAN) * SPAN)
+def _span(config: TokenLMConfig, mesh: Mesh, known: int) -> int:
+    length = config.layout.sequence_length
+    if products.reads_what_is_known(mesh.devices.flat[0].platform):
+        return length
+    return min(length, -(-known // SPAN) * SPAN)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="state")
@@ -312,7 +315,7 @@ def decode_until(
 ) -> State:
     """The compiled loop of `advance`: steps until `stop` tokens are known.
 
-    `span`: how much of the cache attention reads, at least `stop` - 1.
+    `span`: how much of the cache attention may read, at least `stop` - 1.
     """
     return jax.shard_map(
         functools.partial(_decode_on_device, config, span, filtered),
@@ -355,23 +358,23 @@ def _decode_on_device(config, span, filtered, weights, state, keys_B, given_B, s
 
 def _logits(config, weights, cache, ids_BS, position, bias_HT):
     """Scores of the token after `position`, over the codes of its level, and the new cache."""
-    cfg, span = config.transformer, bias_HT.shape[1]
+    cfg = config.transformer
     x_BM = _embed(config, weights, ids_BS, position)
     keys, values = cache
     for index, layer in enumerate(weights["layers"]):
         h_BM = transformer.rms_norm(x_BM, layer["attention_norm"])
         query, key, value = (
             part.reshape(part.shape[0], cfg.num_heads, 1, cfg.head_dim)
-            for part in jnp.split(int8.project(h_BM, layer["query_key_value"]), 3, axis=-1)
+            for part in jnp.split(products.project(h_BM, layer["query_key_value"]), 3, axis=-1)
         )
         if cfg.rotary:
             query, key = (attention.rotary(x, position) for x in (query, key))
-        keys, seen_keys = _write_and_read(keys, key, index, position, span)
-        values, seen_values = _write_and_read(values, value, index, position, span)
-        scores_BHT = jnp.einsum("bhqd,bhtd->bht", query * cfg.head_dim**-0.5, seen_keys)
-        probs_BHT = jax.nn.softmax(scores_BHT.astype(jnp.float32) + bias_HT, axis=-1)
-        mixed_BHD = jnp.einsum("bht,bhtd->bhd", probs_BHT.astype(seen_values.dtype), seen_values)
-        x_BM = x_BM + int8.project(mixed_BHD.reshape(x_BM.shape[0], -1), layer["out"])
+        keys, values = (
+            _write(cached, vector, index, position)
+            for cached, vector in ((keys, key), (values, value))
+        )
+        mixed_BHD = products.attend(query[:, :, 0], keys, values, bias_HT, index, position)
+        x_BM = x_BM + products.project(mixed_BHD.reshape(x_BM.shape[0], -1), layer["out"])
         x_BM = x_BM + _mlp(config, layer, x_BM)
     x_BM = transformer.rms_norm(x_BM, weights["final_norm"])
     layout = config.layout
@@ -380,12 +383,11 @@ def _logits(config, weights, cache, ids_BS, position, bias_HT):
     return x_BM.astype(jnp.float32) @ kernel_MK, Cache(keys, values)
 
 
-def _write_and_read(cached, vectors, layer, position, span):
-    """The cache with a token's keys or values, and those of a layer's first `span` tokens."""
+def _write(cached, vectors, layer, position):
+    """The cache with a token's keys or values."""
     where = (layer, 0, 0, position, 0)
     new = _cached(vectors, isinstance(cached, int8.Int8))
-    cached = jax.tree.map(lambda x, y: lax.dynamic_update_slice(x, y[None], where), cached, new)
-    return cached, _read(jax.tree.map(lambda x: x[layer, :, :, :span], cached), vectors.dtype)
+    return jax.tree.map(lambda x, y: lax.dynamic_update_slice(x, y[None], where), cached, new)
 
 
 def _embed(config, weights, ids_BS, positions):
@@ -400,9 +402,9 @@ def _embed(config, weights, ids_BS, positions):
 
 
 def _mlp(config, layer, x):
-    h = int8.project(transformer.rms_norm(x, layer["mlp_norm"]), layer["up"])
+    h = products.project(transformer.rms_norm(x, layer["mlp_norm"]), layer["up"])
     parts = jnp.split(h, 2, axis=-1) if config.transformer.gated else (h, None)
-    return int8.project(transformer.activate(*parts), layer["down"])
+    return products.project(transformer.activate(*parts), layer["down"])
 
 
 def _distance_bias(config, weights, num_distances):

@@ -3,6 +3,7 @@
 Shapes: B batch, T frames, Q levels, S sequence.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,9 +48,13 @@ class Stage:
           mesh: from `decode.make_mesh`; over this process's devices by default.
           int8_weights, int8_cache: keep those as int8; see `decode.unroll` and `decode.start`.
         """
+        self._mesh = decode.make_mesh() if mesh is None else mesh
+        if self._mesh.devices.flat[0].platform == "cpu":
+            # It multiplies no bfloat16, but makes floats of every one first.
+            transformer = dataclasses.replace(config.transformer, dtype="float32")
+            config = dataclasses.replace(config, transformer=transformer)
         self.config = config
         self.layout = config.layout
-        self._mesh = decode.make_mesh() if mesh is None else mesh
         self.num_devices = self._mesh.size
         self._by_rows = NamedSharding(self._mesh, P(decode.ROWS))
         whole = NamedSharding(self._mesh, P())
