@@ -264,6 +264,6 @@ def _report(out: str, lines: list[dict], loading_s: float, generating_s: float) 
         print(f"{'  '.join(str(folder / name) for name in names)}  (seed {line['seed']})")
     music_s = sum(line["seconds"] for line in lines)
     print(
-        f"{music_s / generating_s:.2f} times faster than real time: {music_s:.1f} s of music in "
+        f"{music_s / generating_s:.2f} × real time: {music_s:.1f} s of music in "
         f"{generating_s:.1f} s, after {loading_s:.1f} s of loading"
     )

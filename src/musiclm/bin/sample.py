@@ -187,7 +187,7 @@ def _compile(model: api.MusicLM, plans: Sequence["Plan"]) -> None:
 
 def _report(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
     rate = summary["music_seconds_per_second"]
-    speed = f"{rate:.2f} times faster than real time" if rate else "nothing to do"
+    speed = f"{rate:.2f} × real time" if rate else "nothing to do"
     print(
         f"{path}: {summary['clips']} clips made, {summary['there_already']} were there, "
         f"{summary['rejected']} lines rejected; {speed}"
