@@ -130,6 +130,20 @@ def test_attention_reads_what_is_known_alone():
     np.testing.assert_array_equal(step(query, *spoilt), step(query, keys, values))
 
 
+@pytest.mark.parametrize("known", [16, 20])
+def test_a_broken_model_is_not_made_to_look_sound(known):
+    keys, values = cache(8, False)
+    broken = (
+        keys.at[1, 0, 0, 3, 2].set(jnp.nan).at[1, 0, 1].set(jnp.nan).at[1, 0, 2, 5].set(jnp.inf)
+    )
+    step = jax.jit(
+        lambda *args: kernels.attend(1, *args, jnp.zeros((4, 150)), jnp.int32(known - 1))
+    )
+    mixed = np.asarray(step(jnp.ones((3, 4, 8)), broken, values))
+    assert np.isnan(mixed[0, :3]).all()
+    assert np.isfinite(mixed[0, 3]).all()
+
+
 def test_attention_of_scores_far_apart():
     # The softmax of 0 and -1000, and of a thousand alike.
     keys = jnp.zeros((1, 1, 1, 2, 8)).at[..., 1, 0].set(-1000.0)

@@ -22,6 +22,7 @@ fine codes of every window but the last, which ends where the clip does.
 Shapes: W semantic steps, E embeddings of a melody, T frames, Q levels.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -31,6 +32,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from musiclm.errors import UserError
@@ -230,9 +232,17 @@ class Chain:
         Yields:
           One f32 waveform a clip, [round(seconds · sample rate)].
         """
-        # One at a time keeps a CPU's first core busy and the others idle.
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield from pool.map(self.decode, plans, self.compose(plans, progress))
+        # A clip keeps one core of a CPU busy, and an accelerator all of it.
+        workers = os.cpu_count() if jax.default_backend() == "cpu" else 1
+        decoded = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            for plan, codes_TQ in zip(plans, self.compose(plans, progress), strict=True):
+                decoded.append(pool.submit(self.decode, plan, codes_TQ))
+                # No more waveforms wait to be taken than are being made.
+                if len(decoded) > workers:
+                    yield decoded.popleft().result()
+            while decoded:
+                yield decoded.popleft().result()
 
     def plan(self, clip: Clip) -> Plan:
         """Looks a clip through and encodes its texts.

@@ -54,6 +54,7 @@ def product(x_GM: jax.Array, kernel_MF: jax.Array) -> jax.Array:
         last = b.smaller(b.add(first, number(CHUNK)), width)
         with b.loop(number(0), rows) as row, b.loop(first, last, lanes) as column:
             b.write(native.floats(0.0, lanes), y, b.add(b.mul(row, width), column))
+        # From a weight to the one that is fetched meanwhile; 0 fetches nothing new.
         ahead = b.mul(width, number(block))
         if element is F32:
             is_many = b.icmp_signed(">=", rows, number(MANY_ROWS))
@@ -101,7 +102,8 @@ def attend(
     element, lanes = (I8 if is_int8 else F32), math.gcd(size, LANES)
     vectors = [number(i * lanes) for i in range(size // lanes)]
     caches = [*jax.tree.leaves(keys), *jax.tree.leaves(values)]
-    operands = [query_GHD.astype(jnp.float32), *caches, bias_HT, jnp.int32(layer), position]
+    operands = [query_GHD.astype(jnp.float32), *caches, bias_HT.astype(jnp.float32)]
+    operands += [jnp.int32(layer), position.astype(jnp.int32)]
     bias_at, layer_at, position_at, result_at = range(len(caches) + 1, len(caches) + 5)
 
     def plan(b, data, shape):

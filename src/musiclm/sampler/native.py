@@ -1,11 +1,11 @@
-"""Functions of our own in XLA's programs on a CPU, compiled by LLVM when first asked for.
+"""Functions of our own in XLA's programs on a CPU, compiled by LLVM when first traced.
 
 A kernel is written in LLVM's intermediate representation, as two functions that emit instructions:
 `plan` says how many items of work a call has, `item` does one of them. What stands between them and
 XLA's foreign function interface (jaxlib/include/xla/ffi/api/c_api.h, whose binary layout holds for
 jaxlib 0.10 to 0.12) is here: XLA calls a handler with a frame of pointers, and the threads of XLA's
 own pool claim items, one after the other. No thread ever waits for another: the handler returns,
-and whoever does the last item tells XLA to go on.
+and the task that ends last tells XLA to go on, be it one that found no item left.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(
 POINTER = ir.PointerType()
 # Numbers in a vector: of an AVX-512 register. Smaller machines take two or four for it.
 LANES = 16
-# A thread of the pool is woken for no less than so many bytes to read: it takes some microseconds.
+# One more thread of the pool is asked for each so many bytes to read: waking it takes microseconds.
 BYTES_A_THREAD = 1 << 20
 
 # Words of XLA's structures.
@@ -166,13 +166,14 @@ class Builder(ir.IRBuilder):
 
 
 def exp(b: Builder, x: ir.Value) -> ir.Value:
-    """e to the power of a vector of numbers up to 0; off by 1e-7 of it at most.
+    """e to the power of a vector of numbers up to 0, or NaN; off by 1e-7 of it at most.
 
     2^n · e^r with a whole n and |r| up to ln(2) / 2, where eight terms of the series are enough.
     Below -87 it stays at e^-87, for which f32 has room.
     """
     lanes = x.type.count
-    x = b.larger(x, floats(-87.0, lanes))
+    least = floats(-87.0, lanes)
+    x = b.select(b.fcmp_ordered("<", x, least), least, x)
     whole = b.intrinsic(f"llvm.rint.v{lanes}f32", x.type, b.fmul(x, floats(1 / math.log(2), lanes)))
     # ln(2) in two parts: n times the first is exact.
     rest = b.multiply_add(whole, floats(-_LN2_HIGH, lanes), x)
@@ -181,7 +182,9 @@ def exp(b: Builder, x: ir.Value) -> ir.Value:
     for term in range(6, -1, -1):
         power = b.multiply_add(power, rest, floats(1 / math.factorial(term), lanes))
     integers = ir.VectorType(I32, lanes)
-    shifted = b.add(b.fptosi(whole, integers), ir.Constant(integers, [127] * lanes))
+    # Of NaN it makes 0, and the power is NaN all the same.
+    exponent = b.intrinsic(f"llvm.fptosi.sat.v{lanes}i32.v{lanes}f32", integers, whole)
+    shifted = b.add(exponent, ir.Constant(integers, [127] * lanes))
     two_to_whole = b.shl(shifted, ir.Constant(integers, [23] * lanes))
     return b.fmul(power, b.bitcast(two_to_whole, x.type))
 
@@ -206,7 +209,8 @@ def call(
     """What a kernel makes of its operands, for use under `jit`, on a CPU.
 
     Args:
-      name: of the kernel; stands for `plan` and `item`, which are asked the first time only.
+      name: of the kernel; stands for `plan` and `item`, which are asked the first time only, and so
+        for all that they depend on.
       results: shapes and dtypes.
       operands: arrays.
       num_sizes: how many sizes the plan tells.
@@ -227,12 +231,13 @@ def _compile(name, num_operands, num_buffers, num_sizes, plan, item) -> llvm.Exe
     llvm.initialize_native_asmprinter()
     module = ir.Module(name)
     module.triple = llvm.get_process_triple()
+    machine = llvm.Target.from_triple(module.triple).create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+    module.data_layout = str(machine.target_data)
     work = _emit_item(module, num_buffers, num_sizes, item)
     task = _emit_task(module, num_buffers, num_sizes, work)
     _emit_handler(module, num_operands, num_buffers, plan, task)
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
     compiled = llvm.parse_assembly(str(module))
     compiled.verify()
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
@@ -293,7 +298,7 @@ def _emit_handler(module, num_operands, num_buffers, plan, task):
     function, b = _function(module, "handler", [POINTER], POINTER)
     frame, nothing = function.args[0], ir.Constant(POINTER, None)
     with b.if_then(b.icmp_signed("!=", b.word(frame, _FRAME_EXTENSION), number(0))):
-        # No call yet: XLA asks for which version this is made.
+        # No call yet: XLA asks for which version this is made. It has no other extension.
         metadata = b.word(b.word(frame, _FRAME_EXTENSION, POINTER), _EXTENSION_METADATA, POINTER)
         for place, version in zip((_METADATA_MAJOR, _METADATA_MINOR), _API_VERSION, strict=True):
             b.store(ir.Constant(I32, version), b.at(metadata, I32, number(place)))
@@ -336,7 +341,11 @@ def _emit_handler(module, num_operands, num_buffers, plan, task):
 
 
 def _ask(b, api, function, args):
-    """Calls one of XLA's functions; gives the structure of its arguments back."""
+    """Calls one of XLA's functions; gives the structure of its arguments back.
+
+    What these answer is not looked at: without a pool of threads, the one thing that can go wrong,
+    the number of threads stays 1, and no other of them is called.
+    """
     words = [number(_WORD * (len(args) + 2)), number(0), *args]
     with b.goto_entry_block():
         structure = b.memory(I64, number(len(words)))

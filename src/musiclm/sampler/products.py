@@ -47,7 +47,7 @@ def _product(x_GM, matrix_MF):
 
 
 def reads_what_is_known(platform: str) -> bool:
-    """Whether `attend` reads the cache up to `position` only, wherever T ends."""
+    """Whether `attend` reads the cache of a `Stage` up to `position` only, wherever T ends."""
     return platform == "cpu"
 
 

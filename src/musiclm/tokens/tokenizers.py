@@ -71,11 +71,6 @@ class AcousticTokenizer:
         """int32 codes [B, frames, Q] to f32 samples."""
         return np.asarray(self._decode(self.variables, codes_BTQ))
 
-    @functools.cached_property
-    def _decode_piece(self):
-        model = soundstream.SoundStream(self.config)
-        return jax.jit(lambda v, x, state: model.apply(v, x, state, method="decode_piece"))
-
     def decode_stream(
         self, pieces: Iterable[np.ndarray], *, piece_frames: int = 50
     ) -> Iterator[np.ndarray]:
@@ -97,12 +92,19 @@ class AcousticTokenizer:
             if state is None:
                 state = soundstream.decoder_state(self.config, len(codes_BTQ))
             due += num_new * length
-            waveform_BT, state = self._decode_piece(self.variables, codes_BTQ, state)
+            waveform_BT, state = _decode_piece(self.config, self.variables, codes_BTQ, state)
             sound_BT = np.asarray(waveform_BT)[:, skip:][:, :due]
             skip = max(0, skip - waveform_BT.shape[1])
             due -= sound_BT.shape[1]
             if sound_BT.size:
                 yield sound_BT
+
+
+# Of no instance: threads that decode at once then share one compilation.
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_piece(config, variables, codes_BTQ, state):
+    model = soundstream.SoundStream(config)
+    return model.apply(variables, codes_BTQ, state, method="decode_piece")
 
 
 def _in_pieces(
