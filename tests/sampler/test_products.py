@@ -158,8 +158,8 @@ def test_attention_of_scores_far_apart():
 
 
 def test_powers_of_e():
-    def plan(b, data, shape):
-        del b, data
+    def plan(b, data, shape, threads):
+        del b, data, threads
         return shape(0, 0), native.number(0), []
 
     def item(b, data, sizes, index):
@@ -184,8 +184,8 @@ def test_powers_of_e():
 def test_every_item_is_done_once(items):
     """Counted by sums of its own place, with more work promised than one thread should do."""
 
-    def plan(b, data, shape):
-        del b, data
+    def plan(b, data, shape, threads):
+        del b, data, threads
         return shape(0, 0), native.number(1 << 30), []
 
     def item(b, data, sizes, index):

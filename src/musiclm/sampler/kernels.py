@@ -20,7 +20,8 @@ from musiclm.sampler.native import F32, I8, I32, I64, LANES, number
 
 # Of matrices and caches.
 DTYPES = (jnp.float32, jnp.int8)
-# Features out that are an item of work: a row's sums stay in the first cache.
+# Features out that are an item of work, at least. Memory is read faster in longer pieces, so that
+# there are no more items than threads where they are longer than this.
 CHUNK = 512
 # Features in that are summed at a time, in registers.
 DEPTH = 8
@@ -39,19 +40,21 @@ def product(x_GM: jax.Array, kernel_MF: jax.Array) -> jax.Array:
     element = I8 if kernel_MF.dtype == jnp.int8 else F32
     lanes, block = math.gcd(width, LANES), math.gcd(depth, DEPTH)
 
-    def plan(b, data, shape):
+    def plan(b, data, shape, threads):
         del data
         rows, depth, width = shape(0, 0), shape(0, 1), shape(1, 1)
-        items = b.sdiv(b.add(width, number(CHUNK - 1)), number(CHUNK))
+        share = b.mul(b.ceil_div(b.ceil_div(width, threads), number(LANES)), number(LANES))
+        chunk = b.larger_integer(share, number(CHUNK))
+        items = b.ceil_div(width, chunk)
         # Making a float of an int8 takes as long as reading a float, and so do four rows' products.
         num_bytes = b.mul(b.mul(depth, width), number(4))
         passes = b.add(b.sdiv(rows, number(4)), number(1))
-        return items, b.mul(num_bytes, passes), [rows, depth, width]
+        return items, b.mul(num_bytes, passes), [rows, depth, width, chunk]
 
     def item(b, data, sizes, index):
-        (x, kernel, y), (rows, depth, width) = data, sizes
-        first = b.mul(index, number(CHUNK))
-        last = b.smaller(b.add(first, number(CHUNK)), width)
+        (x, kernel, y), (rows, depth, width, chunk) = data, sizes
+        first = b.mul(index, chunk)
+        last = b.smaller(b.add(first, chunk), width)
         with b.loop(number(0), rows) as row, b.loop(first, last, lanes) as column:
             b.write(native.floats(0.0, lanes), y, b.add(b.mul(row, width), column))
         # From a weight to the one that is fetched meanwhile; 0 fetches nothing new.
@@ -77,7 +80,7 @@ def product(x_GM: jax.Array, kernel_MF: jax.Array) -> jax.Array:
 
     name = f"musiclm_product_{kernel_MF.dtype}_{lanes}_{block}"
     result = jax.ShapeDtypeStruct((num_rows, width), jnp.float32)
-    return native.call(name, [result], [x_GM.astype(jnp.float32), kernel_MF], 3, plan, item)[0]
+    return native.call(name, [result], [x_GM.astype(jnp.float32), kernel_MF], 4, plan, item)[0]
 
 
 def attend(
@@ -106,7 +109,8 @@ def attend(
     operands += [jnp.int32(layer), position.astype(jnp.int32)]
     bias_at, layer_at, position_at, result_at = range(len(caches) + 1, len(caches) + 5)
 
-    def plan(b, data, shape):
+    def plan(b, data, shape, threads):
+        del threads
         layer, position = (b.sext(b.load(data[at], typ=I32), I64) for at in (layer_at, position_at))
         known, items = b.add(position, number(1)), b.mul(shape(0, 0), shape(0, 1))
         num_bytes = b.mul(b.mul(items, known), number(2 * size * (1 if is_int8 else 4)))
@@ -129,7 +133,7 @@ def attend(
         this = b.mul(index, number(size))
         query = [b.read(data[0], F32, b.add(this, i), lanes) for i in vectors]
 
-        padded = b.mul(b.sdiv(b.add(known, number(LANES - 1)), number(LANES)), number(LANES))
+        padded = b.mul(b.ceil_div(known, number(LANES)), number(LANES))
         scores = b.memory(F32, padded)
         with b.loop(number(0), known) as token:
             place = b.mul(token, number(size))

@@ -130,6 +130,14 @@ class Builder(ir.IRBuilder):
         """Of two integers."""
         return self.select(self.icmp_signed("<", a, b), a, b)
 
+    def larger_integer(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Of two integers."""
+        return self.select(self.icmp_signed(">", a, b), a, b)
+
+    def ceil_div(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Of positive integers, rounded up."""
+        return self.sdiv(self.add(a, self.sub(b, number(1))), b)
+
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a · b + c, in one rounding where the machine can."""
         return self.fadd(self.fmul(a, b, flags=("contract",)), c, flags=("contract",))
@@ -189,10 +197,11 @@ def exp(b: Builder, x: ir.Value) -> ir.Value:
     return b.fmul(power, b.bitcast(two_to_whole, x.type))
 
 
-# Gets operands' and results' data, and axis lengths by operand and axis; gives the number of items,
-# about how many bytes they read, and sizes.
+# Gets operands' and results' data, axis lengths by operand and axis, and the number of threads;
+# gives the number of items, about how many bytes they read, and sizes.
 Plan = Callable[
-    [Builder, Sequence[ir.Value], Callable[[int, int], ir.Value]], tuple[ir.Value, ir.Value, list]
+    [Builder, Sequence[ir.Value], Callable[[int, int], ir.Value], ir.Value],
+    tuple[ir.Value, ir.Value, list],
 ]
 # Gets operands' and results' data, sizes from the plan, and which item.
 Item = Callable[[Builder, Sequence[ir.Value], Sequence[ir.Value], ir.Value], None]
@@ -316,15 +325,15 @@ def _emit_handler(module, num_operands, num_buffers, plan, task):
     def shape(buffer, axis):
         return b.word(b.word(buffers[buffer], _BUFFER_SHAPE, POINTER), axis)
 
-    items, num_bytes, sizes = plan(b, data, shape)
-    for place, value in enumerate([*data, *sizes], _NUM_NOTES):
-        b.put(notes, place, value)
     count = b.variable(number(1))
     _ask(b, api, _API_NUM_THREADS, [context, count])
+    items, num_bytes, sizes = plan(b, data, shape, b.value(count))
+    for place, value in enumerate([*data, *sizes], _NUM_NOTES):
+        b.put(notes, place, value)
     worth = b.add(b.sdiv(num_bytes, number(BYTES_A_THREAD)), number(1))
     threads = b.smaller(b.smaller(b.value(count), worth), items)
     # At least this one, also where there is nothing to do.
-    threads = b.select(b.icmp_signed("<", threads, number(1)), number(1), threads)
+    threads = b.larger_integer(threads, number(1))
     b.put(notes, _NOTE_API, api)
     b.put(notes, _NOTE_NEXT, number(0))
     b.put(notes, _NOTE_ITEMS, items)

@@ -16,7 +16,7 @@ from musiclm.sampler import int8, kernels
 from musiclm.sampler.int8 import Int8
 
 # With more rows XLA's products are the faster ones on a CPU too.
-FEW_ROWS = 64
+FEW_ROWS = 32
 
 
 def project(x: jax.Array, kernel_MF: jax.Array | Int8) -> jax.Array:
