@@ -40,8 +40,8 @@ ROWS = "rows"
 class Cache(NamedTuple):
     """Keys and values of every token seen, [L, G, H, S, D].
 
-    Heads come before tokens: a head's keys are then contiguous, and a step on a CPU about twice as
-    fast. Kept as int8, a vector of D has a scale of its own.
+    Heads come before tokens: a head's keys are then contiguous. Kept as int8, a vector of D has a
+    scale of its own.
     """
 
     keys: jax.Array | int8.Int8
@@ -192,7 +192,7 @@ def _start_on_device(config, length, guided, int8_cache, weights, ids_GS, known)
         keys.append(_cached(key, int8_cache))
         values.append(_cached(value, int8_cache))
         # Read as in the steps that follow: a prompt has one meaning, whoever goes through it.
-        seen = (_read(part, cfg.dtype) for part in (keys[-1], values[-1]))
+        seen = (int8.read(part, cfg.dtype) for part in (keys[-1], values[-1]))
         mixed = attention.causal_attention(query, *seen, bias_HT, cfg.query_block)
         x_BTM = x_BTM + products.project(attention.join_heads(mixed), layer["out"])
         x_BTM = x_BTM + _mlp(config, layer, x_BTM)
@@ -208,11 +208,6 @@ def _start_on_device(config, length, guided, int8_cache, weights, ids_GS, known)
 def _cached(vectors, int8_cache):
     """Keys or values [..., D] as the cache keeps them."""
     return int8.quantize(vectors, -1) if int8_cache else vectors
-
-
-def _read(cached, dtype):
-    """What `_cached` was given, or nearly."""
-    return int8.dequantize(cached, dtype) if isinstance(cached, int8.Int8) else cached
 
 
 def advance(

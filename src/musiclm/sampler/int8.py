@@ -43,3 +43,8 @@ def quantize(x: jax.Array, axis: int) -> Int8:
 def dequantize(x: Int8, dtype: jax.typing.DTypeLike) -> jax.Array:
     """The numbers that are meant, in another dtype."""
     return (x.values.astype(jnp.float32) * x.scale).astype(dtype)
+
+
+def read(x: jax.Array | Int8, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The numbers that are meant, whichever way they are kept; `dtype` is for those of int8."""
+    return dequantize(x, dtype) if isinstance(x, Int8) else x

@@ -54,7 +54,7 @@ def product(x_GM: jax.Array, kernel_MF: jax.Array) -> jax.Array:
     def item(b, data, sizes, index):
         (x, kernel, y), (rows, depth, width, chunk) = data, sizes
         first = b.mul(index, chunk)
-        last = b.smaller(b.add(first, chunk), width)
+        last = b.smaller_integer(b.add(first, chunk), width)
         with b.loop(number(0), rows) as row, b.loop(first, last, lanes) as column:
             b.write(native.floats(0.0, lanes), y, b.add(b.mul(row, width), column))
         # From a weight to the one that is fetched meanwhile; 0 fetches nothing new.

@@ -126,7 +126,7 @@ class Builder(ir.IRBuilder):
         """Of two floats, or of vectors lane by lane."""
         return self.select(self.fcmp_ordered(">", a, b), a, b)
 
-    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
+    def smaller_integer(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Of two integers."""
         return self.select(self.icmp_signed("<", a, b), a, b)
 
@@ -331,7 +331,7 @@ def _emit_handler(module, num_operands, num_buffers, plan, task):
     for place, value in enumerate([*data, *sizes], _NUM_NOTES):
         b.put(notes, place, value)
     worth = b.add(b.sdiv(num_bytes, number(BYTES_A_THREAD)), number(1))
-    threads = b.smaller(b.smaller(b.value(count), worth), items)
+    threads = b.smaller_integer(b.smaller_integer(b.value(count), worth), items)
     # At least this one, also where there is nothing to do.
     threads = b.larger_integer(threads, number(1))
     b.put(notes, _NOTE_API, api)

@@ -83,7 +83,7 @@ def _attend(layer, query_GHD, keys, values, bias_HT, position):
 
     def seen(cached):
         part = jax.tree.map(lambda x: x[layer, :, :, : bias_HT.shape[1]], cached)
-        return int8.dequantize(part, query_GHD.dtype) if isinstance(part, Int8) else part
+        return int8.read(part, query_GHD.dtype)
 
     scores_GHT = jnp.einsum("ghd,ghtd->ght", query_GHD, seen(keys))
     probs_GHT = jax.nn.softmax(scores_GHT.astype(jnp.float32) + bias_HT, axis=-1)
