@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from musiclm import audio
+from musiclm.nn import conv
 
 Judgement = tuple[jax.Array, list[jax.Array]]
 
@@ -94,16 +95,16 @@ class WaveDiscriminator(nn.Module):
     def __call__(self, x_BTC: jax.Array) -> Judgement:
         config = self.config
         width = config.wave_channels
-        features = [nn.leaky_relu(nn.Conv(width, (15,), name="first")(x_BTC), 0.2)]
+        features = [nn.leaky_relu(conv.Conv(width, (15,), name="first")(x_BTC), 0.2)]
         for layer in range(4):
             groups = width // config.wave_group_size
             width = min(4 * width, config.wave_max_channels)
-            h = nn.Conv(
-                width, (41,), (4,), feature_group_count=groups, name=f"grouped_{layer}"
+            h = conv.Conv(
+                width, (41,), (4,), groups=groups, name=f"grouped_{layer}"
             )(features[-1])  # fmt: skip
             features.append(nn.leaky_relu(h, 0.2))
-        features.append(nn.leaky_relu(nn.Conv(width, (5,), name="plain")(features[-1]), 0.2))
-        logits_BT = nn.Conv(1, (3,), name="logits")(features[-1])[..., 0]
+        features.append(nn.leaky_relu(conv.Conv(width, (5,), name="plain")(features[-1]), 0.2))
+        logits_BT = conv.Conv(1, (3,), name="logits")(features[-1])[..., 0]
         return logits_BT, features
 
 
@@ -119,7 +120,7 @@ class StftDiscriminator(nn.Module):
         # Without the Nyquist bin every stride of 2 divides the frequencies.
         spectrum_BTF = spectrum_BTF[..., :-1] / config.stft_window**0.5
         x_BTFC = jnp.stack([spectrum_BTF.real, spectrum_BTF.imag], axis=-1)
-        features = [nn.elu(nn.Conv(config.stft_channels, (7, 7), name="first")(x_BTFC))]
+        features = [nn.elu(conv.Conv(config.stft_channels, (7, 7), name="first")(x_BTFC))]
         for unit, multiple in enumerate(config.stft_widths):
             strides = (2, 2) if unit % 2 else (1, 2)
             features.append(
@@ -128,7 +129,7 @@ class StftDiscriminator(nn.Module):
                 )
             )
         num_bins = features[-1].shape[2]
-        head = nn.Conv(1, (1, num_bins), padding="VALID", name="logits")
+        head = conv.Conv(1, (1, num_bins), padding="VALID", name="logits")
         return head(features[-1])[:, :, 0, 0], features
 
 
@@ -141,6 +142,8 @@ class StftUnit(nn.Module):
     @nn.compact
     def __call__(self, x_BTFC: jax.Array) -> jax.Array:
         kernel = (self.strides[0] + 2, self.strides[1] + 2)
-        h = nn.elu(nn.Conv(x_BTFC.shape[-1], (3, 3), name="plain")(x_BTFC))
-        h = nn.Conv(self.features, kernel, self.strides, name="strided")(h)
-        return nn.elu(h + nn.Conv(self.features, (1, 1), self.strides, name="shortcut")(x_BTFC))
+        h = nn.elu(conv.Conv(x_BTFC.shape[-1], (3, 3), name="plain")(x_BTFC))
+        h = conv.Conv(self.features, kernel, self.strides, name="strided")(h)
+        kept_BTFC = x_BTFC[:, :: self.strides[0], :: self.strides[1]]
+        shortcut = conv.Conv(self.features, (1, 1), name="shortcut")(kept_BTFC)
+        return nn.elu(h + shortcut)

@@ -1,16 +1,21 @@
-"""Causal 1-D convolutions for codecs (SoundStream, arXiv 2107.03312, III-A).
+"""Convolutions of SoundStream (arXiv 2107.03312): causal ones for the codec, others for its judges.
 
 Arrays are channels-last and kernels `[width, in, out]`, the layout XLA runs fastest on CPUs and
-TPUs alike. Both strided forms fold the stride into the channels and then run at stride 1: the
+TPUs alike. All strided forms fold the stride into the channels and then run at stride 1: the
 same sums as a strided or transposed convolution, but forward and backward are dense
 convolutions without holes, which no backend is slow at.
 
-A signal may come in pieces: a layer that is given its `past`, the `reach` frames before the
+A signal may come in pieces: a causal layer that is given its `past`, the `reach` frames before the
 piece, goes on where the last piece ended. Zeros are the past of a start.
 
-Shape legend: B batch, T time, C channels, S stride, K kernel width, I in, O out, P past.
+Shape legend: B batch, T time, X one or two axes to convolve over, C channels, S stride, K kernel
+width, or widths, G groups, I in (of a group), O out, P past.
 """
 
+import functools
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +24,119 @@ from flax import linen as nn
 from jax import lax
 
 _DIMENSIONS = ("NWC", "WIO", "NWC")
+_DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
+
+
+def _conv(x_BXC, kernel_KIO, padding, groups):
+    dimensions = (_DIMENSIONS, _DIMENSIONS_2D)[len(padding) - 1]
+    return lax.conv_general_dilated(
+        x_BXC, kernel_KIO, (1,) * len(padding), padding,
+        dimension_numbers=dimensions, feature_group_count=groups,
+    )  # fmt: skip
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(
+    x_BXC: jax.Array, kernel_KIO: jax.Array, padding: tuple[tuple[int, int], ...], groups: int = 1
+) -> jax.Array:
+    """Convolves at stride 1, with gradients of our own on a CPU.
+
+    XLA's own are slow there: of kernels in groups by 3 to 50 times, and of everything within a
+    `cond` or a `scan`, where it leaves their axes in an order that its convolutions don't know.
+
+    Args:
+      x_BXC: inputs, one or two axes X.
+      kernel_KIO: I times `groups` are C.
+      padding: zeros before and after, of each axis; at most K - 1.
+      groups: channels in and out that belong together.
+    """
+    return _conv(x_BXC, kernel_KIO, padding, groups)
+
+
+def _conv_forward(x_BXC, kernel_KIO, padding, groups):
+    return conv(x_BXC, kernel_KIO, padding, groups), (x_BXC, kernel_KIO)
+
+
+def _conv_backward(padding, groups, inputs, dy_BXO):
+    def by_xla(inputs, dy_BXO):
+        return jax.vjp(lambda x, kernel: _conv(x, kernel, padding, groups), *inputs)[1](dy_BXO)
+
+    return lax.platform_dependent(
+        inputs, dy_BXO, default=by_xla,
+        cpu=lambda inputs, dy_BXO: (
+            _input_gradient(inputs[1], dy_BXO, padding, groups),
+            _kernel_gradient(inputs[0], dy_BXO, inputs[1].shape, padding, groups),
+        ),
+    )  # fmt: skip
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _input_gradient(kernel_KIO, dy_BXO, padding, groups):
+    """A convolution with the kernel back to front, from what it gave to what it took."""
+    *widths, num_in, num_out = kernel_KIO.shape
+    back_KIGO = jnp.flip(kernel_KIO, range(len(widths)))
+    back_KIGO = back_KIGO.reshape(*widths, num_in, groups, num_out // groups)
+    back_KOGI = back_KIGO.swapaxes(-1, -3)
+    back = back_KOGI.reshape(*widths, num_out // groups, groups * num_in)
+    rest = ((k - 1 - low, k - 1 - high) for k, (low, high) in zip(widths, padding, strict=True))
+    return conv(dy_BXO, back, tuple(rest), groups)
+
+
+def _kernel_gradient(x_BXC, dy_BXO, shape, padding, groups):
+    """Tap by tap a product of what it read and what it was asked for."""
+    *widths, num_in, num_out = shape
+    x_BXC = jnp.pad(x_BXC, ((0, 0), *padding, (0, 0)))
+    dy_NGO = dy_BXO.reshape(-1, groups, num_out // groups)
+    taps = []
+    for tap in itertools.product(*map(range, widths)):
+        read = tuple(slice(k, k + size) for k, size in zip(tap, dy_BXO.shape[1:-1], strict=True))
+        x_NGI = x_BXC[:, *read].reshape(-1, groups, num_in)
+        taps.append(jnp.einsum("ngi,ngo->igo", x_NGI, dy_NGO))
+    return jnp.stack(taps).reshape(shape)
+
+
+def strided_conv(
+    x_BXC: jax.Array, kernel_KIO: jax.Array, strides: Sequence[int], padding: str = "SAME",
+    groups: int = 1,
+) -> jax.Array:  # fmt: skip
+    """Convolves and keeps every so-many-th output, as XLA's and Flax's convolutions do.
+
+    Args:
+      x_BXC: inputs, one or two axes X.
+      kernel_KIO: I times `groups` are C.
+      strides: of each axis.
+      padding: "SAME" or "VALID".
+      groups: channels in and out that belong together.
+    """
+    widths, (num_in, num_out) = kernel_KIO.shape[:-2], kernel_KIO.shape[-2:]
+    sizes = x_BXC.shape[1:-1]
+    pads = lax.padtype_to_pads(sizes, widths, strides, padding)
+    x_shape, kernel_shape, x_pads, kernel_pads, left = [], [], [], [], []
+    for size, width, stride, (low, high) in zip(sizes, widths, strides, pads, strict=True):
+        outputs, taps = (low + size + high - width) // stride + 1, -(-width // stride)
+        # As many zeros as make up whole strides; the others are left to the convolution.
+        frames, before = -(-(low % stride + size) // stride), low // stride
+        x_pads.append((low % stride, frames * stride - size - low % stride, 0))
+        kernel_pads.append((0, taps * stride - width, 0))
+        x_shape += [frames, stride]
+        kernel_shape += [taps, stride]
+        left.append((before, outputs - 1 + taps - before - frames))
+    zero, none = jnp.zeros((), x_BXC.dtype), (0, 0, 0)
+    x_BXC = lax.pad(x_BXC, zero, (none, *x_pads, none))
+    kernel_KIO = lax.pad(kernel_KIO, zero.astype(kernel_KIO.dtype), (*kernel_pads, none, none))
+    # Every other axis is a stride's; these join the channels of a group, in the same order in both.
+    count, depth = len(sizes), math.prod(strides) * num_in
+    x = x_BXC.reshape(-1, *x_shape, groups, num_in)
+    kept, folded = range(1, 2 * count, 2), range(2, 2 * count + 1, 2)
+    x = x.transpose(0, *kept, 2 * count + 1, *folded, 2 * count + 2)
+    x = x.reshape(-1, *x_shape[::2], groups * depth)
+    kernel = kernel_KIO.reshape(*kernel_shape, num_in, num_out)
+    kept, folded = range(0, 2 * count, 2), range(1, 2 * count, 2)
+    kernel = kernel.transpose(*kept, *folded, 2 * count, 2 * count + 1)
+    kernel = kernel.reshape(*kernel_shape[::2], depth, num_out)
+    return conv(x, kernel, tuple(left), groups)
 
 
 def causal_conv(
@@ -177,3 +295,29 @@ class CausalTransposedConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x_BTC, kernel, bias = (a.astype(self.dtype) for a in (x_BTC, kernel, bias))
         return causal_transposed_conv(x_BTC, kernel, self.stride, past_BPC) + bias
+
+
+class Conv(nn.Module):
+    """`strided_conv` with bias; parameters as of Flax's `Conv`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: taps of each axis.
+      strides: of each axis; 1 when None.
+      padding: "SAME" or "VALID".
+      groups: channels in and out that belong together.
+    """
+
+    features: int
+    kernel_size: Sequence[int]
+    strides: Sequence[int] | None = None
+    padding: str = "SAME"
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x_BXC: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x_BXC.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        strides = self.strides or (1,) * len(self.kernel_size)
+        return strided_conv(x_BXC, kernel, strides, self.padding, self.groups) + bias
