@@ -160,10 +160,16 @@ class Turns:
 
 
 def in_turns(name: str, ours: Turn, peer: Turn, turns: int, steps: int) -> Turns:
-    """Ours, the peer, ours, the peer …"""
+    """Ours, the peer, ours, the peer …
+
+    A step of each before does not count: a virtual machine may take memory from who only waits.
+    """
     spent = Turns([], [])
     for _ in range(turns):
-        spent.add(name, ours(steps), peer(steps))
+        ours(1)
+        mine = ours(steps)
+        peer(1)
+        spent.add(name, mine, peer(steps))
     return spent
 
 

@@ -1,6 +1,10 @@
+import hypothesis
+import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from musiclm.nn import conv
@@ -84,3 +88,32 @@ def test_a_layer_goes_on_from_its_past(layer):
         other_BPC[:, 0] += 1.0
         other_BTC = run({"params": params}, x_BTC[:, 15:], other_BPC)
         assert np.abs(other_BTC - second_BTC).max() > 1e-2
+
+
+@hypothesis.given(data=st.data())
+@hypothesis.settings(deadline=None, max_examples=10)
+def test_other_convolutions_and_their_gradients_equal_flaxs(data):
+    num_axes = data.draw(st.sampled_from([1, 2]), "axes")
+    sizes = [data.draw(st.integers(5, 12), "size") for _ in range(num_axes)]
+    widths = tuple(data.draw(st.integers(1, 5), "width") for _ in range(num_axes))
+    strides = tuple(data.draw(st.integers(1, 3), "stride") for _ in range(num_axes))
+    groups = data.draw(st.sampled_from([1, 3]), "groups")
+    padding = data.draw(st.sampled_from(["SAME", "VALID"]), "padding")
+    x_BXC = _random(0, 2, *sizes, 2 * groups)
+    arguments = {"features": 4 * groups, "kernel_size": widths, "strides": strides}
+    ours = conv.Conv(**arguments, padding=padding, groups=groups)
+    flaxs = nn.Conv(**arguments, padding=padding, feature_group_count=groups)
+    variables = flaxs.init(jax.random.key(1), x_BXC)
+    assert jax.tree.map(np.shape, ours.init(jax.random.key(1), x_BXC)) == jax.tree.map(
+        np.shape, variables
+    )
+
+    def output_and_gradients(layer):
+        y_BXC, pullback = jax.vjp(layer.apply, variables, x_BXC)
+        return y_BXC, *pullback(jnp.cos(jnp.arange(y_BXC.size)).reshape(y_BXC.shape))
+
+    jax.tree.map(
+        lambda found, expected: np.testing.assert_allclose(found, expected, atol=1e-4),
+        jax.jit(output_and_gradients, static_argnums=0)(ours),
+        jax.jit(output_and_gradients, static_argnums=0)(flaxs),
+    )

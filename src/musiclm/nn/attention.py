@@ -173,7 +173,14 @@ def _attend_in_blocks(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, block_size):
 def _attend_block(query_BHQD, key_BHKD, value_BHKD, bias_HQK):
     scale = query_BHQD.shape[-1] ** -0.5
     scores_BHQK = jnp.einsum("bhqd,bhkd->bhqk", query_BHQD * scale, key_BHKD).astype(jnp.float32)
-    weights_BHQK = jax.nn.softmax(scores_BHQK + bias_HQK, axis=-1).astype(value_BHKD.dtype)
+    # On a CPU XLA sums slowly over rows, which is the bias' gradient, unless it is a product.
+    biased_BHQK = jax.lax.platform_dependent(
+        scores_BHQK,
+        bias_HQK,
+        cpu=lambda x, bias: x + jnp.einsum("b,hqk->bhqk", jnp.ones(len(x)), bias),
+        default=jnp.add,
+    )
+    weights_BHQK = jax.nn.softmax(biased_BHQK, axis=-1).astype(value_BHKD.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", weights_BHQK, value_BHKD)
 
 

@@ -117,7 +117,8 @@ def strided_conv(
     for size, width, stride, (low, high) in zip(sizes, widths, strides, pads, strict=True):
         outputs, taps = (low + size + high - width) // stride + 1, -(-width // stride)
         # As many zeros as make up whole strides; the others are left to the convolution.
-        frames, before = -(-(low % stride + size) // stride), low // stride
+        before, frames = low // stride, -(-(low % stride + size) // stride)
+        frames = min(frames, outputs - 1 + taps - before)
         x_pads.append((low % stride, frames * stride - size - low % stride, 0))
         kernel_pads.append((0, taps * stride - width, 0))
         x_shape += [frames, stride]
