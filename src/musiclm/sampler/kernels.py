@@ -25,7 +25,8 @@ DTYPES = (jnp.float32, jnp.int8)
 CHUNK = 512
 # Features in that are summed at a time, in registers.
 DEPTH = 8
-# With so many rows, f32 weights are fetched ahead; with fewer, the machine does better by itself.
+# With so many rows, f32 weights are fetched ahead; with fewer, asking for them costs more than it
+# gives.
 MANY_ROWS = 4
 
 
@@ -39,6 +40,7 @@ def product(x_GM: jax.Array, kernel_MF: jax.Array) -> jax.Array:
     (num_rows, depth), width = x_GM.shape, kernel_MF.shape[1]
     element = I8 if kernel_MF.dtype == jnp.int8 else F32
     lanes, block = math.gcd(width, LANES), math.gcd(depth, DEPTH)
+    fetches = element is I8 or num_rows >= MANY_ROWS
 
     def plan(b, data, shape, threads):
         del data
@@ -57,17 +59,15 @@ def product(x_GM: jax.Array, kernel_MF: jax.Array) -> jax.Array:
         last = b.smaller_integer(b.add(first, chunk), width)
         with b.loop(number(0), rows) as row, b.loop(first, last, lanes) as column:
             b.write(native.floats(0.0, lanes), y, b.add(b.mul(row, width), column))
-        # From a weight to the one that is fetched meanwhile; 0 fetches nothing new.
+        # From a weight to the one that is fetched meanwhile.
         ahead = b.mul(width, number(block))
-        if element is F32:
-            is_many = b.icmp_signed(">=", rows, number(MANY_ROWS))
-            ahead = b.select(is_many, ahead, number(0))
         with b.loop(number(0), depth, block) as feature, b.loop(first, last, lanes) as column:
             weights = []
             for i in range(block):
                 place = b.add(b.mul(b.add(feature, number(i)), width), column)
                 weights.append(b.read(kernel, element, place, lanes))
-                b.prefetch(b.at(kernel, element, b.add(place, ahead)))
+                if fetches:
+                    b.prefetch(b.at(kernel, element, b.add(place, ahead)))
             with b.loop(number(0), rows) as row:
                 place = b.add(b.mul(row, width), column)
                 # Two sums: an addition has not to wait for the one before.
@@ -78,7 +78,7 @@ def product(x_GM: jax.Array, kernel_MF: jax.Array) -> jax.Array:
                     sums[i % 2] = b.multiply_add(value, weight, sums[i % 2])
                 b.write(b.fadd(*sums), y, place)
 
-    name = f"musiclm_product_{kernel_MF.dtype}_{lanes}_{block}"
+    name = f"musiclm_product_{kernel_MF.dtype}_{lanes}_{block}" + "_ahead" * fetches
     result = jax.ShapeDtypeStruct((num_rows, width), jnp.float32)
     return native.call(name, [result], [x_GM.astype(jnp.float32), kernel_MF], 4, plan, item)[0]
 
