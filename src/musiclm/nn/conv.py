@@ -14,7 +14,6 @@ width, or widths, G groups, I in (of a group), O out, P past.
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,34 +109,33 @@ def strided_conv(
       padding: "SAME" or "VALID".
       groups: channels in and out that belong together.
     """
-    widths, (num_in, num_out) = kernel_KIO.shape[:-2], kernel_KIO.shape[-2:]
-    sizes = x_BXC.shape[1:-1]
+    sizes, widths = x_BXC.shape[1:-1], kernel_KIO.shape[:-2]
     pads = lax.padtype_to_pads(sizes, widths, strides, padding)
-    x_shape, kernel_shape, x_pads, kernel_pads, left = [], [], [], [], []
-    for size, width, stride, (low, high) in zip(sizes, widths, strides, pads, strict=True):
+    x_BXGI = x_BXC.reshape(*x_BXC.shape[:-1], groups, -1)
+    kernel_KOI = kernel_KIO.swapaxes(-1, -2)
+    rest = []
+    for axis, (size, width, stride, (low, high)) in enumerate(
+        zip(sizes, widths, strides, pads, strict=True)
+    ):
         outputs, taps = (low + size + high - width) // stride + 1, -(-width // stride)
         # As many zeros as make up whole strides; the others are left to the convolution.
         before, frames = low // stride, -(-(low % stride + size) // stride)
         frames = min(frames, outputs - 1 + taps - before)
-        x_pads.append((low % stride, frames * stride - size - low % stride, 0))
-        kernel_pads.append((0, taps * stride - width, 0))
-        x_shape += [frames, stride]
-        kernel_shape += [taps, stride]
-        left.append((before, outputs - 1 + taps - before - frames))
-    zero, none = jnp.zeros((), x_BXC.dtype), (0, 0, 0)
-    x_BXC = lax.pad(x_BXC, zero, (none, *x_pads, none))
-    kernel_KIO = lax.pad(kernel_KIO, zero.astype(kernel_KIO.dtype), (*kernel_pads, none, none))
-    # Every other axis is a stride's; these join the channels of a group, in the same order in both.
-    count, depth = len(sizes), math.prod(strides) * num_in
-    x = x_BXC.reshape(-1, *x_shape, groups, num_in)
-    kept, folded = range(1, 2 * count, 2), range(2, 2 * count + 1, 2)
-    x = x.transpose(0, *kept, 2 * count + 1, *folded, 2 * count + 2)
-    x = x.reshape(-1, *x_shape[::2], groups * depth)
-    kernel = kernel_KIO.reshape(*kernel_shape, num_in, num_out)
-    kept, folded = range(0, 2 * count, 2), range(1, 2 * count, 2)
-    kernel = kernel.transpose(*kept, *folded, 2 * count, 2 * count + 1)
-    kernel = kernel.reshape(*kernel_shape[::2], depth, num_out)
-    return conv(x, kernel, tuple(left), groups)
+        x_BXGI = _fold(x_BXGI, axis + 1, stride, low % stride, frames)
+        kernel_KOI = _fold(kernel_KOI, axis, stride, 0, taps)
+        rest.append((before, outputs - 1 + taps - before - frames))
+    x_BXC = x_BXGI.reshape(*x_BXGI.shape[:-2], -1)
+    return conv(x_BXC, kernel_KOI.swapaxes(-1, -2), tuple(rest), groups)
+
+
+def _fold(array, axis, stride, low, count):
+    """Makes so many strides of an axis, after so many zeros, and puts each into the last axis."""
+    padding = [(0, 0, 0)] * array.ndim
+    padding[axis] = (low, count * stride - array.shape[axis] - low, 0)
+    array = lax.pad(array, jnp.zeros((), array.dtype), padding)
+    array = array.reshape(*array.shape[:axis], count, stride, *array.shape[axis + 1 :])
+    array = jnp.moveaxis(array, axis + 1, -2)
+    return array.reshape(*array.shape[:-2], -1)
 
 
 def causal_conv(
