@@ -167,20 +167,35 @@ def _attend_in_blocks(query_BHTD, key_BHTD, value_BHTD, bias_HS, *, block_size):
     return jnp.concatenate(blocks, axis=2)
 
 
+@jax.custom_vjp
+def _add_to_rows(scores_BHQK, bias_HQK):
+    return scores_BHQK + bias_HQK
+
+
+def _add_to_rows_backward(_, gradient_BHQK):
+    # On a CPU XLA sums slowly over rows, unless it is a product.
+    def by_product(x_BHQK):
+        sum_1N = jnp.ones((1, len(x_BHQK))) @ x_BHQK.reshape(len(x_BHQK), -1)
+        return sum_1N.reshape(x_BHQK.shape[1:])
+
+    gradient_HQK = jax.lax.platform_dependent(
+        gradient_BHQK, cpu=by_product, default=lambda x_BHQK: x_BHQK.sum(axis=0)
+    )
+    return gradient_BHQK, gradient_HQK
+
+
+_add_to_rows.defvjp(lambda *args: (_add_to_rows(*args), None), _add_to_rows_backward)
+
+
 # Scores are by far the largest arrays of a model: computing them again in the backward pass costs
 # less than writing and reading them. Inside a scan nothing merges the two passes.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _attend_block(query_BHQD, key_BHKD, value_BHKD, bias_HQK):
     scale = query_BHQD.shape[-1] ** -0.5
     scores_BHQK = jnp.einsum("bhqd,bhkd->bhqk", query_BHQD * scale, key_BHKD).astype(jnp.float32)
-    # On a CPU XLA sums slowly over rows, which is the bias' gradient, unless it is a product.
-    biased_BHQK = jax.lax.platform_dependent(
-        scores_BHQK,
-        bias_HQK,
-        cpu=lambda x, bias: x + jnp.einsum("b,hqk->bhqk", jnp.ones(len(x)), bias),
-        default=jnp.add,
+    weights_BHQK = jax.nn.softmax(_add_to_rows(scores_BHQK, bias_HQK), axis=-1).astype(
+        value_BHKD.dtype
     )
-    weights_BHQK = jax.nn.softmax(biased_BHQK, axis=-1).astype(value_BHKD.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", weights_BHQK, value_BHKD)
 
 
