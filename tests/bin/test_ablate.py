@@ -114,8 +114,12 @@ def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, c
     if "trained_clips" in text:
         bindings.append("trained_clips.TrainedClips.trained_on=''")
     if "fitted_clusters" in text:
-        bindings += ["MODEL='nowhere'", "fitted_clusters.FittedClusters.fitted_on=''"]
+        bindings.append("fitted_clusters.FittedClusters.fitted_on=''")
         bindings.append("fitted_clusters.FittedClusters.num_clips = 3")
+    if "trained_clusters" in text:
+        bindings.append("trained_clusters.TrainedClusters.trained_on=''")
+    elif "fitted_clusters" in text:
+        bindings.append("MODEL='nowhere'")
     study, runs = ablation_plan.plan([str(file.relative_to(ROOT))], bindings, 2)
     assert len({run.digest for run in runs}) == 2 * len(study.variants)
     assert f"--gin_file {file.relative_to(ROOT)} " in text

@@ -103,6 +103,16 @@ def test_exported_part_gives_the_same_features(trained):
     assert kept < 0.75 * all_of_it
 
 
+def test_a_contrastive_loss_without_weight_adds_nothing_and_is_not_watched(trained):
+    _, state, _ = trained
+    task = dataclasses.replace(TASK, contrastive_weight=0.0)
+    found = jax.jit(task.evaluate)(state, _batch(1), jax.random.key(0))
+    whole = evaluate(state, _batch(1), jax.random.key(0))
+    assert float(found["contrastive_loss"]) == pytest.approx(float(whole["contrastive_loss"]))
+    assert float(found["loss"]) == pytest.approx(float(whole["loss"] - whole["contrastive_loss"]))
+    assert [gate.metric for gate in task.health()] == ["codebook_perplexity"]
+
+
 def test_gumbel_temperature_falls_to_its_end_and_stays():
     task = dataclasses.replace(TASK, gumbel_start=2.0, gumbel_end=0.5, gumbel_steps=100)
     taus = [float(task.gumbel_temperature(step)) for step in (0, 50, 100, 500)]
@@ -137,6 +147,7 @@ def test_health_gates(metric, healthy, ill, advice):
         ({"num_distractors": 0}, "num_distractors 0"),
         ({"contrastive_temperature": 0.0}, "contrastive_temperature"),
         ({"target_rate": 1.5}, "target_rate 1.5"),
+        ({"contrastive_weight": -1.0}, "contrastive_weight -1.0"),
         ({"diversity_weight": -1.0}, "diversity_weight -1.0"),
         ({"gumbel_start": 0.1}, "gumbel_end 0.5 must be above 0 and not above gumbel_start 0.1"),
     ],

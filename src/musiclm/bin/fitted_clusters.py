@@ -14,7 +14,7 @@ from musiclm.bin import clips
 from musiclm.evaluation import figures
 from musiclm.tokens import tokenizers
 
-_COMPONENT = "w2v_bert"
+COMPONENT = "w2v_bert"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,8 +51,8 @@ class FittedClusters:
         """
         del cache
         folder.mkdir(parents=True, exist_ok=True)
-        self.fit(component=folder / _COMPONENT, seed=seed)
-        semantic = tokenizers.SemanticTokenizer.load(bundles.load_component(folder, _COMPONENT))
+        self.fit(component=folder / COMPONENT, seed=seed)
+        semantic = tokenizers.SemanticTokenizer.load(bundles.load_component(folder, COMPONENT))
         real = clips.read_real(self._entries(), semantic.sample_rate)
         tokens_NT = np.concatenate([semantic.encode(x_T[None]) for x_T in real.waveform_NT])
         table = figures.semantic_table(

@@ -1,4 +1,4 @@
-"""How w2v-BERT is trained: L = L_contrastive + 0.1 L_diversity + L_MLM, one update a step.
+"""How w2v-BERT is trained: L = β L_contrastive + 0.1 L_diversity + L_MLM, one update a step.
 
 Shapes: B batch, T samples, N frames, M distractors, K codes.
 """
@@ -30,7 +30,8 @@ class W2vBertTask:
       mask_span: frames of a span.
       num_distractors: hidden frames of the same utterance that a target is told from.
       contrastive_temperature: κ.
-      diversity_weight: of the loss on unused codes; the other two losses weigh 1.
+      contrastive_weight: β, 1 in the paper; the loss of masked prediction weighs 1.
+      diversity_weight: of the loss on unused codes.
       gumbel_start, gumbel_end: temperature τ of the quantizer at the first step and from
         `gumbel_steps` on; geometric between.
       gumbel_steps: how long τ falls.
@@ -47,6 +48,7 @@ class W2vBertTask:
     mask_span: int = 10
     num_distractors: int = 100
     contrastive_temperature: float = 0.1
+    contrastive_weight: float = 1.0
     diversity_weight: float = 0.1
     gumbel_start: float = 2.0
     gumbel_end: float = 0.5
@@ -67,10 +69,9 @@ class W2vBertTask:
                 "W2vBertTask.contrastive_temperature "
                 f"{self.contrastive_temperature} must be above 0"
             )
-        if self.diversity_weight < 0:
-            raise ValueError(
-                f"W2vBertTask.diversity_weight {self.diversity_weight} must not be negative"
-            )
+        for field in ("contrastive_weight", "diversity_weight"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"W2vBertTask.{field} {getattr(self, field)} must not be negative")
         if not 0 <= self.target_rate <= 1:
             raise ValueError(f"W2vBertTask.target_rate {self.target_rate} must lie in [0, 1]")
         if not 0 < self.gumbel_end <= self.gumbel_start:
@@ -144,27 +145,27 @@ class W2vBertTask:
         """Gates for the two ways in which w2v-BERT fails."""
         chance = math.log(self.num_distractors + 1)
         fewest = max(2.0, 0.02 * self.config.codebook_size)
-        return (
-            health.HealthCheck(
-                metric="codebook_perplexity",
-                breached=lambda value: value < fewest,
-                bound=f"at least {fewest:.3g} of {self.config.codebook_size} codes",
-                after_step=self.health_after,
-                patience=5,
-                advice="The codebook has collapsed, so the targets say nothing. Raise "
-                "diversity_weight or gumbel_start, lower learning_rate or lengthen the warm-up",
-            ),
-            health.HealthCheck(
-                metric="contrastive_loss",
-                breached=lambda value: value > 0.97 * chance,
-                bound=f"chance is ln({self.num_distractors + 1}) = {chance:.3g}",
-                after_step=self.health_after,
-                patience=5,
-                advice="The context predicts nothing: the codebook may have collapsed (see "
-                "codebook_perplexity), the learning rate may be far too high or low, or the "
-                "clips may be silent. Try a lower learning_rate, a longer warm-up, larger batches",
-            ),
+        collapsed = health.HealthCheck(
+            metric="codebook_perplexity",
+            breached=lambda value: value < fewest,
+            bound=f"at least {fewest:.3g} of {self.config.codebook_size} codes",
+            after_step=self.health_after,
+            patience=5,
+            advice="The codebook has collapsed, so the targets say nothing. Raise "
+            "diversity_weight or gumbel_start, lower learning_rate or lengthen the warm-up",
         )
+        guessing = health.HealthCheck(
+            metric="contrastive_loss",
+            breached=lambda value: value > 0.97 * chance,
+            bound=f"chance is ln({self.num_distractors + 1}) = {chance:.3g}",
+            after_step=self.health_after,
+            patience=5,
+            advice="The context predicts nothing: the codebook may have collapsed (see "
+            "codebook_perplexity), the learning rate may be far too high or low, or the "
+            "clips may be silent. Try a lower learning_rate, a longer warm-up, larger batches",
+        )
+        # What is not trained for may stay at chance.
+        return (collapsed, guessing) if self.contrastive_weight else (collapsed,)
 
     def gumbel_temperature(self, step: jax.Array | int) -> jax.Array:
         """τ of the quantizer at a step."""
@@ -216,7 +217,9 @@ class W2vBertTask:
         usage_K = jnp.bincount(targets.ids_BN.reshape(-1), length=self.config.codebook_size)
         hits_BN = output.mlm_logits_BNK.argmax(-1) == targets.ids_BN
         return {
-            "loss": contrastive + self.diversity_weight * diversity + prediction,
+            "loss": self.contrastive_weight * contrastive
+            + self.diversity_weight * diversity
+            + prediction,
             "contrastive_loss": contrastive,
             "prediction_loss": prediction,
             "diversity_loss": diversity,
