@@ -26,6 +26,7 @@ MACROS = [f"{name}='x'" for name in ("TRAIN", "VALIDATION", "TOKENIZERS", "WORKD
         (["loop.train.batch_size=True"], "batch_size is True: give a whole number"),
         (["optim.OptimizerConfig.learning_rat=1"], "'learning_rat'"),
         (["optim.OptimizerConfig.schedule=3"], "schedule is 3: give a string"),
+        (["WORKDIR='gs://b/runs'"], "WORKDIR is 'gs://b/runs', which is no path: mount gs://b ("),
         (["junk"], "parse"),
     ],
 )

@@ -43,7 +43,7 @@ def parse(
 
     Raises:
       UserError: a file or binding can't be read, a macro is set that nothing uses or used and not
-        set, or a plain value is not of its parameter's type.
+        set, or names a bucket, or a plain value is not of its parameter's type.
     """
     import gin
 
@@ -61,6 +61,7 @@ def parse(
             list(gin_files), list(gin_bindings), finalize_config=whole
         )
     _check_macros()
+    _check_places()
     _check_types()
 
 
@@ -215,6 +216,16 @@ def _check_macros() -> None:
         near = difflib.get_close_matches(name, used - macros or used, n=1)
         hint = f"did you mean {near[0]}?" if near else f"those used are {', '.join(sorted(used))}"
         raise errors.UserError(f"the macro {name} is set, and nothing uses it: {hint}")
+
+
+def _check_places() -> None:
+    """Shards are read at random, and checkpoints renamed: that takes a file system."""
+    for name, value in _macros().items():
+        if isinstance(value, str) and (url := re.match(r"\w+://[^/]*", value)):
+            raise errors.UserError(
+                f"the macro {name} is {value!r}, which is no path: mount {url[0]} (with gcsfuse, "
+                "say) and give the folder; `python -m tpu_launch` does so by itself"
+            )
 
 
 def _check_types() -> None:
