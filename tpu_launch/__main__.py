@@ -5,7 +5,6 @@ those of the engine's own program, which takes this one's place.
 """
 
 import argparse
-import importlib
 import os
 import pathlib
 import sys
@@ -15,12 +14,21 @@ from typing import NoReturn
 
 from musiclm import errors, exit_codes
 from tpu_launch import job as job_lib
-from tpu_launch import supervisor
-from tpu_launch.backend import Backend
+from tpu_launch import jobset, local, queued_resources, skypilot, slurm, supervisor, xpk
 
-_BACKENDS = ("jobset", "xpk", "skypilot", "queued-resources", "slurm", "local")
+_BACKENDS = {
+    "jobset": jobset.BACKEND,
+    "xpk": xpk.BACKEND,
+    "queued-resources": queued_resources.BACKEND,
+    "skypilot": skypilot.BACKEND,
+    "slurm": slurm.BACKEND,
+    "local": local.BACKEND,
+}
+_SUMMARIES = "\n".join(f"  {name:<18}{backend.summary}" for name, backend in _BACKENDS.items())
+_RENDER_EPILOG = f"""\
+engines:
+{_SUMMARIES}
 
-_RENDER_EPILOG = """\
 examples:
   python -m tpu_launch render --backend jobset --dry-run tpu_launch/examples/semantic_v5e.yaml
   python -m tpu_launch render --backend slurm tpu_launch/examples/semantic_h100.yaml
@@ -61,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     render.add_argument("job", type=pathlib.Path, help="the job's description, a YAML file")
-    render.add_argument("--backend", choices=_BACKENDS, required=True, help="the engine")
+    render.add_argument("--backend", choices=_BACKENDS, required=True, help="the engine, see below")
     render.add_argument(
         "--dry-run", action="store_true", help="print what the engine takes, submit nothing"
     )
@@ -90,8 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _render(args: argparse.Namespace) -> int:
-    module = importlib.import_module(f"tpu_launch.{args.backend.replace('-', '_')}")
-    backend: Backend = module.BACKEND
+    backend = _BACKENDS[args.backend]
     text = backend(job_lib.load(args.job))
     if args.dry_run:
         sys.stdout.write(text)

@@ -18,7 +18,12 @@ _CONTAINER = "train"
 
 
 def _render(job: job_lib.Job) -> str:
-    return yaml.safe_dump(_manifest(job), sort_keys=False, width=100)
+    slices, one = job.cluster.slices, job.cluster.slice
+    pools = (
+        f"# Node pools that it needs: {slices}, each with --num-nodes={one.hosts} "
+        f"--machine-type={one.spec.machine} --tpu-topology={one.topology}\n"
+    )
+    return pools + yaml.safe_dump(_manifest(job), sort_keys=False, width=100)
 
 
 def _manifest(job: job_lib.Job) -> dict[str, Any]:
@@ -82,9 +87,14 @@ def _slice(job: job_lib.Job) -> dict[str, Any]:
         "completions": hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        # Any exit code fails the Job at once, in words that the JobSet's rules can read.
+        # Any failure fails the Job at once, in words that the JobSet's rules can read. The first
+        # rule that fits speaks: a Pod whose machine is taken away has an exit code as well.
         "podFailurePolicy": {
             "rules": [
+                {
+                    "action": "FailJob",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                },
                 {
                     "action": "FailJob",
                     "onExitCodes": {
@@ -92,10 +102,6 @@ def _slice(job: job_lib.Job) -> dict[str, Any]:
                         "operator": "NotIn",
                         "values": [exit_codes.DONE],
                     },
-                },
-                {
-                    "action": "FailJob",
-                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                 },
             ]
         },

@@ -4,6 +4,7 @@ It runs where it is started, for as long as the job does: start it in tmux or on
 Killed and started again, it finds the slices that it asked for and starts the job anew on them.
 """
 
+import re
 import shlex
 
 from musiclm import exit_codes
@@ -15,11 +16,21 @@ _SCRIPT = """\
 #!/usr/bin/env bash
 set -uo pipefail
 
-tpus() {{ gcloud compute tpus queued-resources "$@" --zone={zone}; }}
-state() {{ tpus describe {name} --format='value(state.state)' 2>/dev/null; }}
+# bash reads this script from its standard input: what ssh took of it would be lost.
+tpus() {{ gcloud compute tpus queued-resources "$@" --zone={zone} </dev/null; }}
+# The slices' state, empty where there are none; asks until gcloud knows.
+state() {{
+  local error
+  until error=$(tpus describe {name} --format='value(state.state)' 2>&1 >&3); do
+    case $error in *NOT_FOUND*) return ;; esac
+    echo "tpu_launch: asking again in 30 s: $error" >&2
+    sleep 30
+  done
+}} 3>&1
 give_back() {{ tpus delete {name} --force --quiet; }}
-on_all_hosts() {{ tpus ssh {name} --node=all --worker=all --command="$1"; }}
+on_all_hosts() {{ tpus ssh {name} --node=all --worker=all --batch-size=all --command="$1"; }}
 
+hash gcloud || exit {missing}
 failures=0
 while true; do
   case $(state) in
@@ -29,7 +40,7 @@ while true; do
       continue
       ;;
     SUSPENDED | FAILED)  # taken away, or never given: ask again
-      give_back || exit
+      give_back
       sleep 30
       continue
       ;;
@@ -39,8 +50,8 @@ while true; do
       ;;
   esac
 
-  # A container that an earlier attempt left behind still holds the chips.
-  on_all_hosts 'sudo docker rm --force musiclm >/dev/null 2>&1; true'
+  # A container that an earlier attempt left behind still holds the chips; it may save first.
+  on_all_hosts '(sudo docker stop -t {grace} musiclm; sudo docker rm -f musiclm) &>/dev/null; true'
   on_all_hosts {run}
   code=$?
   case $code in
@@ -56,7 +67,7 @@ while true; do
   esac
   echo "tpu_launch: ended with $code, starting again" >&2
 done
-give_back
+until give_back || [ -z "$(state)" ]; do sleep 30; done
 exit "$code"
 """
 
@@ -68,6 +79,9 @@ def _render(job: job_lib.Job) -> str:
             f"cluster.accelerator = {job.cluster.accelerator!r} comes through GKE only: "
             "choose another with --backend"
         )
+    # A fresh TPU VM's docker knows nothing of its service account.
+    registry = re.match(r"([a-z0-9-]+-docker\.pkg\.dev|([a-z]+\.)?gcr\.io)/", job.image)
+    log_in = f"sudo gcloud auth configure-docker {registry[1]} --quiet && " if registry else ""
     request = [
         f"--accelerator-type={accelerator.cloud_tpu}",
         f"--runtime-version={accelerator.spec.runtime}",
@@ -81,7 +95,9 @@ def _render(job: job_lib.Job) -> str:
         name=job.name,
         zone=shlex.quote(job.cluster.zone),
         request=shlex.join(request),
-        run=shlex.quote(shlex.join(run)),
+        run=shlex.quote(log_in + shlex.join(run)),
+        grace=job_lib.GRACE_SECONDS,
+        missing=exit_codes.CONFIGURATION,
         done=exit_codes.DONE,
         final=" | ".join(map(str, job_lib.FINAL)),
         free=" | ".join(map(str, job_lib.FREE)),

@@ -14,6 +14,8 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -58,7 +60,7 @@ class Plan:
 
 
 def supervise(plan: Plan) -> int:
-    """Runs a plan to its end. SIGTERM and SIGINT are passed on, and nothing is started after them.
+    """Runs a plan to its end. SIGTERM and SIGINT end it: all processes get SIGTERM, to save.
 
     Args:
       plan: what to run.
@@ -66,8 +68,12 @@ def supervise(plan: Plan) -> int:
     Returns:
       0, or the exit code of the process that failed first in the last attempt; 128 and the
       signal's number for one that a signal ended.
+
+    Raises:
+      JobError: the logs can't be written, or the command can't be started.
     """
-    attempt = 1 + max((int(f.name[8:]) for f in plan.logs.glob("attempt-*")), default=0)
+    earlier = (re.fullmatch(r"attempt-(\d+)", path.name) for path in plan.logs.glob("attempt-*"))
+    attempt = 1 + max((int(match[1]) for match in earlier if match), default=0)
     failures = 0
     with _stop_requests() as requests:
         while True:
@@ -107,7 +113,12 @@ def _stop_requests() -> Iterator[list[int]]:
 
 def _attempt(plan: Plan, logs: pathlib.Path, requests: Sequence[int]) -> int:
     """Runs all processes once; none is left when it returns."""
-    logs.mkdir(parents=True)
+    try:
+        logs.mkdir(parents=True)
+    except OSError as error:
+        raise job_lib.JobError(
+            f"logs = {plan.logs} can't be written, {error.strerror}: give another folder"
+        ) from error
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # free again in a moment
     children: list[subprocess.Popen[bytes]] = []
@@ -134,15 +145,21 @@ def _start(plan: Plan, index: int, port: int, log: pathlib.Path) -> "subprocess.
         "PYTHONUNBUFFERED": "1",  # what a killed process said last must be in its log
     }
     with log.open("wb") as output:
-        return subprocess.Popen(
-            plan.command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            preexec_fn=_die_with_parent,
-        )
+        try:
+            return subprocess.Popen(
+                plan.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # the terminal's Ctrl-C is for the supervisor alone
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as error:
+            raise job_lib.JobError(
+                f"command = {shlex.join(plan.command)} can't be started, {error.strerror}: "
+                "give a program, by its path or as the PATH has it"
+            ) from error
 
 
 def _die_with_parent() -> None:
@@ -156,17 +173,15 @@ def _watch(
 ) -> int:
     """Waits for all processes, and drives out those that stay; returns the first failure's code."""
     code = exit_codes.DONE
-    passed_on = 0
     deadline = math.inf
     remedy = signal.SIGTERM  # what the deadline brings
     while running := [child for child in children if child.poll() is None]:
         code = code or _failure(children)
-        if passed_on < len(requests):
+        if requests and remedy is signal.SIGTERM:
+            _say(f"asked to stop: SIGTERM to all processes, SIGKILL in {grace_seconds:g} s")
             for child in running:
-                child.send_signal(requests[passed_on])
-            passed_on += 1
-            if remedy is signal.SIGTERM:
-                remedy, deadline = signal.SIGKILL, time.monotonic() + grace_seconds
+                child.terminate()
+            remedy, deadline = signal.SIGKILL, time.monotonic() + grace_seconds
         elif deadline == math.inf and len(running) < len(children):
             deadline = time.monotonic() + grace_seconds
         if time.monotonic() >= deadline:

@@ -83,32 +83,47 @@ def test_every_slice_gets_its_hosts_chips_and_place(make_job):
     (container,) = pod["containers"]
     assert container["command"] == job.command
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    pools = "3, each with --num-nodes=16 --machine-type=ct5p-hightpu-4t --tpu-topology=4x4x4\n"
+    assert jobset.BACKEND(job).startswith(f"# Node pools that it needs: {pools}")
 
 
-# As pkg/controller/job/pod_failure_policy.go of Kubernetes words it.
-POD = "ns/semantic-slice-0-3-x7kqz"
-EXITED = (
-    f"Container train for pod {POD} failed with exit code {{}} matching FailJob rule at index 0"
-)
-DISRUPTED = f"Pod {POD} has condition DisruptionTarget matching FailJob rule at index 1"
+def _message(rules, code, disrupted):
+    """What Kubernetes says of a Job with a failed Pod: the first rule that fits decides.
+
+    As pkg/controller/job/pod_failure_policy.go words it.
+    """
+    pod = "ns/semantic-slice-0-3-x7kqz"
+    for index, rule in enumerate(rules):
+        end = f"matching {rule['action']} rule at index {index}"
+        if "onExitCodes" in rule and code not in rule["onExitCodes"]["values"]:
+            return f"Container train for pod {pod} failed with exit code {code} {end}"
+        if "onPodConditions" in rule and disrupted:
+            return f"Pod {pod} has condition {rule['onPodConditions'][0]['type']} {end}"
+    raise AssertionError("no rule fits")
 
 
 @pytest.mark.parametrize(
-    ("message", "action"),
+    ("code", "disrupted", "action"),
     [
-        (EXITED.format(exit_codes.CONFIGURATION), "FailJobSet"),
-        (EXITED.format(exit_codes.UNHEALTHY), "FailJobSet"),
-        (EXITED.format(exit_codes.PREEMPTED), "RestartJobSetAndIgnoreMaxRestarts"),
-        (DISRUPTED, "RestartJobSetAndIgnoreMaxRestarts"),
+        (exit_codes.CONFIGURATION, False, "FailJobSet"),
+        (exit_codes.UNHEALTHY, False, "FailJobSet"),
+        (exit_codes.PREEMPTED, False, "RestartJobSetAndIgnoreMaxRestarts"),
+        # The machine was taken away: whether there was time to save, or to end at all.
+        (exit_codes.PREEMPTED, True, "RestartJobSetAndIgnoreMaxRestarts"),
+        (137, True, "RestartJobSetAndIgnoreMaxRestarts"),
         # No rule: JobSet starts again and counts.
-        (EXITED.format(exit_codes.STALLED), None),
-        (EXITED.format(exit_codes.FAULT), None),
-        (EXITED.format(142), None),
-        (EXITED.format(137), None),
+        (exit_codes.STALLED, False, None),
+        (exit_codes.FAULT, False, None),
+        (142, False, None),
+        (137, False, None),
     ],
 )
-def test_exit_codes_decide(make_job, message, action):
-    policy = _manifest(make_job("v5e-16"))["spec"]["failurePolicy"]
+def test_exit_codes_decide(make_job, code, disrupted, action):
+    spec = _manifest(make_job("v5e-16"))["spec"]
+    (replicated,) = spec["replicatedJobs"]
+    rules = replicated["template"]["spec"]["podFailurePolicy"]["rules"]
+    message = _message(rules, code, disrupted)
+    policy = spec["failurePolicy"]
     assert policy["maxRestarts"] == 2
     actions = [
         rule["action"]
@@ -122,7 +137,7 @@ def test_any_failure_reaches_the_rules(make_job):
     (replicated,) = _manifest(make_job("v5e-16"))["spec"]["replicatedJobs"]
     template = replicated["template"]["spec"]
     pod = template["template"]["spec"]
-    exits, disruption = template["podFailurePolicy"]["rules"]
+    disruption, exits = template["podFailurePolicy"]["rules"]
     assert exits["onExitCodes"] == {
         "containerName": pod["containers"][0]["name"],
         "operator": "NotIn",

@@ -1,6 +1,7 @@
 """The command: renders, submits by becoming the engine's program, tells mistakes on one line."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -102,6 +103,7 @@ def test_a_job_that_can_not_be_used_exits_78(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_help_shows_examples():
+def test_help_shows_engines_and_examples():
     for name in ("render", "supervise"):
         assert f"python -m tpu_launch {name} --" in _run(name, "--help").stdout
+    assert re.search("slurm  +SLURM with pyxis", _run("render", "--help").stdout)

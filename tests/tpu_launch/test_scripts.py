@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,32 +83,40 @@ def test_xpk_gets_the_job_and_its_shell_the_command(make_job, programs, tmp_path
 
 # Queued resources ------------------------------------------------------------------------------
 
-# Answers with what the files `states` and `codes` hold, line by line.
+# Answers with what the files `states`, `codes` and `deletes` hold, line by line; takes all of its
+# standard input, as ssh does.
 GCLOUD = (
     RECORD
     + """
 import pathlib
+sys.stdin.read()
 command = sys.argv[4]
 def next_line(name):
     first, *others = pathlib.Path(name).read_text().splitlines()
     pathlib.Path(name).write_text("\\n".join(others))
     return first
 if command == "describe":
-    print(next_line("states"))
+    state = next_line("states")
+    if state in ("NOT_FOUND", "UNAVAILABLE"):
+        sys.exit(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {state}: words")
+    print("a word of warning", file=sys.stderr)
+    print(state)
 elif command == "ssh" and "docker run" in sys.argv[-2]:
     record("run", *sys.argv[5:])
     sys.exit(int(next_line("codes")))
 else:
     record(command, *sys.argv[5:])
+    sys.exit(int(next_line("deletes")) if command == "delete" else 0)
 """
 )
 
 
-def _watch(make_job, programs, tmp_path, states, codes, **cluster):
+def _watch(make_job, programs, tmp_path, states, codes, deletes=(0,) * 9, **row):
     programs(gcloud=GCLOUD, sleep=NO_SLEEP)
     (tmp_path / "states").write_text("\n".join(states))
     (tmp_path / "codes").write_text("\n".join(map(str, codes)))
-    job = make_job("v5e-256", **cluster)
+    (tmp_path / "deletes").write_text("\n".join(map(str, deletes)))
+    job = make_job("v5e-256", **row)
     done = _bash(queued_resources.BACKEND(job), tmp_path)
     calls = _calls(tmp_path)
     steps = [call[0] for call in calls if call[0] != "ssh"]
@@ -115,11 +124,15 @@ def _watch(make_job, programs, tmp_path, states, codes, **cluster):
 
 
 def test_slices_are_asked_for_used_and_given_back(make_job, programs, tmp_path):
-    states = ["", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    states = ["NOT_FOUND", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
     code, steps, calls = _watch(make_job, programs, tmp_path, states, [0], spot=True)
     assert (code, steps) == (0, ["create", "run", "delete"])
     assert {"--node-count=2", "--spot", "--accelerator-type=v5litepod-256"} <= set(calls[0])
     assert all(call[-1] == "--zone=us-west4-b" for call in calls)
+    # All hosts at once, those of an earlier attempt in peace.
+    stop, run = calls[1:3]
+    assert {"--node=all", "--worker=all", "--batch-size=all"} <= set(stop) & set(run)
+    assert "docker stop -t 300 musiclm" in stop[-2]
 
 
 def test_a_preempted_job_starts_again_for_nothing(make_job, programs, tmp_path):
@@ -130,9 +143,39 @@ def test_a_preempted_job_starts_again_for_nothing(make_job, programs, tmp_path):
 
 
 def test_slices_that_were_taken_away_are_asked_for_again(make_job, programs, tmp_path):
-    lost = ["ACTIVE", "SUSPENDED", "SUSPENDED", ""]
+    lost = ["ACTIVE", "SUSPENDED", "SUSPENDED", "NOT_FOUND"]
     code, steps, _ = _watch(make_job, programs, tmp_path, lost * 3 + ["ACTIVE"], [255] * 3 + [0])
     assert (code, steps) == (0, ["run", "delete", "create"] * 3 + ["run", "delete"])
+
+
+def test_a_state_that_gcloud_can_not_tell_is_asked_for_again(make_job, programs, tmp_path):
+    states = ["UNAVAILABLE", "UNAVAILABLE", "ACTIVE", "UNAVAILABLE", "ACTIVE", "ACTIVE"]
+    code, steps, _ = _watch(make_job, programs, tmp_path, states, [1, 0])
+    assert (code, steps) == (0, ["run", "run", "delete"])
+
+
+def test_slices_are_given_back_until_they_are_gone(make_job, programs, tmp_path):
+    states = ["ACTIVE", "ACTIVE", "NOT_FOUND"]
+    code, steps, _ = _watch(make_job, programs, tmp_path, states, [44], deletes=[1, 1])
+    assert (code, steps) == (44, ["run", "delete", "delete"])
+
+
+@pytest.mark.parametrize(
+    ("image", "registry"),
+    [
+        ("us-docker.pkg.dev/P/musiclm/tpu:1", "us-docker.pkg.dev"),
+        ("gcr.io/P/tpu", "gcr.io"),
+        ("eu.gcr.io/P/tpu", "eu.gcr.io"),
+        ("ghcr.io/OWNER/I:1", None),
+        ("OWNER/gcr.io/I", None),
+    ],
+)
+def test_docker_may_pull_from_googles_registries(make_job, programs, tmp_path, image, registry):
+    _, _, calls = _watch(make_job, programs, tmp_path, ["ACTIVE"], [0], image=image)
+    before, _, run = calls[1][-2].partition("sudo docker run ")
+    log_in = f"sudo gcloud auth configure-docker {registry} --quiet && " if registry else ""
+    assert before == f"--command={log_in}"
+    assert f" {image} " in run
 
 
 @pytest.mark.parametrize("code", [exit_codes.UNHEALTHY, exit_codes.CONFIGURATION])
@@ -144,6 +187,13 @@ def test_what_would_fail_again_is_not_started_again(make_job, programs, tmp_path
 def test_faults_use_up_the_retries(make_job, programs, tmp_path):
     result, steps, _ = _watch(make_job, programs, tmp_path, ["ACTIVE"] * 6, [1, 43, 1])
     assert (result, steps) == (1, ["run"] * 3 + ["delete"])
+
+
+def test_a_missing_gcloud_is_told(make_job, tmp_path):
+    (tmp_path / "bash").symlink_to(shutil.which("bash"))
+    done = _bash(queued_resources.BACKEND(make_job("v5e-16")), tmp_path, PATH=str(tmp_path))
+    assert done.returncode == exit_codes.CONFIGURATION
+    assert "gcloud: not found" in done.stderr
 
 
 def test_one_slice_is_a_node_and_tpu7x_is_not_to_be_had(make_job):

@@ -64,6 +64,11 @@ def test_one_slice_of_tpus(make_job):
     ("accelerator", "slices"), [("h100-8", 4), ("h200-8", 1), ("v5e-16", 1), ("v5p-128", 1)]
 )
 def test_skypilot_itself_takes_the_task(make_job, tmp_path, accelerator, slices):
+    """Skipped where SkyPilot is not installed. It needs no cloud, but an environment of its own:
+
+    pip install skypilot pytest
+    PYTHONPATH=src:. python -m pytest --confcutdir=tests/tpu_launch tests/tpu_launch -k itself
+    """
     sky = pytest.importorskip("sky")
     path = tmp_path / "task.yaml"
     path.write_text(skypilot.BACKEND(make_job(accelerator, slices=slices, spot=True)))

@@ -98,9 +98,30 @@ if attempt == 1:
 
 
 def test_logs_of_an_earlier_supervisor_stay(supervise, tmp_path):
+    (tmp_path / "logs" / "attempt-7.bak").mkdir(parents=True)
     for _ in range(2):
         assert supervise("").wait(timeout=30) == 0
-    assert _attempts(tmp_path) == ["attempt-1", "attempt-2"]
+    assert _attempts(tmp_path) == ["attempt-1", "attempt-2", "attempt-7.bak"]
+
+
+@pytest.mark.parametrize(
+    ("logs", "program", "words"),
+    [
+        ("logs", "no-such-program", "command = no-such-program --x can't be started, No such file"),
+        ("file", sys.executable, "file can't be written, Not a directory"),
+    ],
+)
+def test_what_can_not_be_started_is_told(tmp_path, logs, program, words):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "tpu_launch", "supervise", f"--logs={tmp_path / logs}"]
+    done = subprocess.run(
+        [*command, "--", program, "--x"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == exit_codes.CONFIGURATION
+    *_, error = done.stderr.splitlines()
+    assert error.startswith("tpu_launch: error: ")
+    assert words in error
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("code", [exit_codes.UNHEALTHY, exit_codes.CONFIGURATION])
@@ -149,19 +170,19 @@ def test_a_process_that_ends_well_alone_is_a_fault_of_those_that_stay(supervise,
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_is_passed_on(supervise, tmp_path, signum):
+def test_a_request_to_stop_reaches_all_as_sigterm(supervise, tmp_path, signum):
     program = f"""
 def stop(signum, frame):
     time.sleep(0.2)  # writes a checkpoint
     sys.exit({exit_codes.PREEMPTED})
-signal.signal({int(signum)}, stop)
+signal.signal(signal.SIGTERM, stop)
 tell_pid(os.getpid(), f"ready-{{me}}")
 time.sleep(60)
 """
     supervisor = supervise(program, retries=5, grace=20)
     for i in range(2):
         _pid(tmp_path / f"ready-{i}.pid")
-    supervisor.send_signal(signum)
+    os.killpg(supervisor.pid, signum)  # as a terminal does
     assert supervisor.wait(timeout=30) == exit_codes.PREEMPTED
     assert _attempts(tmp_path) == ["attempt-1"]
 
