@@ -81,7 +81,7 @@ def test_every_slice_gets_its_hosts_chips_and_place(make_job):
         "cloud.google.com/gke-spot": "true",
     }
     (container,) = pod["containers"]
-    assert container["command"] == job.command
+    assert container["command"] == job.mounting_command
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
 
 
