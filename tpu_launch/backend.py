@@ -12,8 +12,8 @@ from tpu_launch.job import Job
 class Place(enum.Enum):
     """Where data and checkpoints can lie: how a name of that kind starts."""
 
-    BUCKET = r"\w+://"
-    BUCKET_OR_ABSOLUTE_PATH = r"\w+://|/"
+    BUCKET = r"gs://[\w.-]+(/|$)"
+    ABSOLUTE_PATH = r"/"
     PATH = r"(?!\w+://)"
 
 

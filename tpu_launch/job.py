@@ -40,6 +40,16 @@ FREE = (exit_codes.PREEMPTED,)
 GRACE_SECONDS = 300
 # Where the images hold the repository; gin files are given relative to it.
 IMAGE_FOLDER = "/opt/musiclm"
+# Where hosts have the buckets: training reads shards at random and renames checkpoints, which takes
+# a file system.
+MOUNTS = "/mnt/gs"
+_BUCKET = re.compile(r"gs://([\w.-]+)")
+# Folders that no object names are there, folders can be renamed, and hosts see at once what others
+# have written.
+_GCSFUSE = (
+    "gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "
+    "--metadata-cache-negative-ttl-secs=0"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,16 +152,38 @@ class Job:
             raise JobError(f"retries = {self.retries} is negative: give 0 or more")
 
     @property
+    def buckets(self) -> dict[str, str]:
+        """Buckets, as gs://NAME, and the folders that hosts are to mount them on."""
+        found = (_BUCKET.match(place) for place in (*self.data.values(), self.workdir))
+        return {match[0]: _folder(match) for match in found if match}
+
+    @property
     def command(self) -> list[str]:
-        """The process that runs on every host."""
+        """The process that runs on every host, on which the buckets are mounted."""
         places = {**self.data, "WORKDIR": self.workdir}
-        bindings = [f"{macro}={json.dumps(place)}" for macro, place in places.items()]
+        bindings = [
+            f"{macro}={json.dumps(_BUCKET.sub(_folder, place, count=1))}"
+            for macro, place in places.items()
+        ]
         command = ["musiclm", "train"]
         for file in self.model.gin_files:
             command += ["--gin_file", file]
         for line in (*bindings, *self.model.gin_bindings):
             command += ["--gin_bindings", line]
         return [*command, "--distributed"]
+
+    @property
+    def mounting_command(self) -> list[str]:
+        """The same after it has mounted the buckets, in a container that may, and has gcsfuse."""
+        steps = [
+            f"mkdir -p {folder} && {_GCSFUSE} {bucket.removeprefix('gs://')} {folder}"
+            for bucket, folder in self.buckets.items()
+        ]
+        return ["bash", "-c", " && ".join([*steps, 'exec "$@"']), "mount", *self.command]
+
+
+def _folder(bucket: re.Match[str]) -> str:
+    return f"{MOUNTS}/{bucket[1]}"
 
 
 def load(path: pathlib.Path) -> Job:

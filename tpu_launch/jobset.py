@@ -139,12 +139,12 @@ def _pod(job: job_lib.Job) -> dict[str, Any]:
             {
                 "name": _CONTAINER,
                 "image": job.image,
-                "command": job.command,
+                "command": job.mounting_command,
                 "env": [
                     {"name": name, "value": value}
                     for name, value in job.cluster.environment.items()
                 ],
-                "securityContext": {"privileged": True},  # for the chips' devices
+                "securityContext": {"privileged": True},  # for chips and buckets
                 "resources": {"limits": chips},
             }
         ],

@@ -90,7 +90,7 @@ def _render(job: job_lib.Job) -> str:
     ]
     run = ["sudo", "docker", "run", "--rm", "--name=musiclm", "--privileged", "--net=host"]
     run += [f"--env={name}={value}" for name, value in job.cluster.environment.items()]
-    run += [job.image, *job.command]
+    run += [job.image, *job.mounting_command]
     return _SCRIPT.format(
         name=job.name,
         zone=shlex.quote(job.cluster.zone),

@@ -50,6 +50,9 @@ def _render(job: job_lib.Job) -> str:
         "name": job.name,
         "num_nodes": job.cluster.slices,
         "resources": resources,
+        "file_mounts": {
+            folder: {"source": bucket, "mode": "MOUNT"} for bucket, folder in job.buckets.items()
+        },
         "envs": job.cluster.environment,
         "run": (_PEERS if gpus else "")
         + f"cd {job_lib.IMAGE_FOLDER}\nexec {shlex.join(job.command)}\n",

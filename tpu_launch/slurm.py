@@ -60,7 +60,7 @@ exit "$code"
 def _render(job: job_lib.Job) -> str:
     # The shared file systems that data and checkpoints lie on, whole: /shared of /shared/runs/x.
     places = (pathlib.PurePath(place) for place in (*job.data.values(), job.workdir))
-    mounts = sorted({f"/{place.parts[1]}" for place in places if place.is_absolute()})
+    mounts = sorted({f"/{place.parts[1]}" for place in places})
     exports = [
         f"export {name}={shlex.quote(value)}" for name, value in job.cluster.environment.items()
     ]
@@ -89,5 +89,5 @@ BACKEND = Backend(
     submit=("sbatch",),
     kinds=frozenset({"gpu"}),
     needs=("image",),
-    places=Place.BUCKET_OR_ABSOLUTE_PATH,
+    places=Place.ABSOLUTE_PATH,
 )

@@ -21,7 +21,7 @@ def _render(job: job_lib.Job) -> str:
         "restart-on-exit-codes": f"{exit_codes.FAULT},{exit_codes.STALLED}",
         "termination-grace-period-seconds": str(job_lib.GRACE_SECONDS),
         # xpk's shell hands SIGTERM to the job only if the job takes the place of its subshell.
-        "command": f"exec {shlex.join(job.command)}",
+        "command": f"exec {shlex.join(job.mounting_command)}",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
     # One container a host, not two: each process holds all chips of its host.

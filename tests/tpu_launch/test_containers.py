@@ -25,3 +25,8 @@ def test_sources_exist_and_versions_are_pinned(name):
         assert re.fullmatch(r"[\w.-]+==[\w.]+", pin), pin
         if pin.startswith("jax-"):
             assert {pin.partition("==")[2]} == jax
+
+
+def test_the_image_of_hosts_that_mount_buckets_has_what_mounts_them():
+    text = (FOLDER / "tpu.Dockerfile").read_text()
+    assert re.search(r"apt-get install .* gcsfuse=\d+\.\d+\.\d+", text)

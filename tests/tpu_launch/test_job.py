@@ -3,6 +3,7 @@
 import ast
 import itertools
 import pathlib
+import subprocess
 
 import pytest
 import yaml
@@ -41,8 +42,24 @@ def test_places_become_gin_strings_and_bindings_come_last(tmp_path):
     assert command[-1] == "--distributed"
     bindings = [b for a, b in itertools.pairwise(command) if a == "--gin_bindings"]
     values = {name: ast.literal_eval(v) for name, v in (line.split("=", 1) for line in bindings)}
-    assert values == {"TRAIN": 'gs://b/"t"', "WORKDIR": "gs://b/w", "NUM_STEPS ": 7}
+    assert values == {"TRAIN": '/mnt/gs/b/"t"', "WORKDIR": "/mnt/gs/b/w", "NUM_STEPS ": 7}
     assert bindings[-1] == "NUM_STEPS = 7"  # it overrides the others
+
+
+def test_buckets_are_mounted_before_the_command_takes_the_shells_place(
+    tmp_path, programs, monkeypatch
+):
+    monkeypatch.setattr(job_lib, "MOUNTS", str(tmp_path / "mnt"))
+    programs(gcsfuse='#bash\necho gcsfuse "${@: -2}"; [ -d "${@: -1}" ]', musiclm="#bash\necho $$")
+    tree = GOOD | {"data": {"TRAIN": "gs://b/t", "VALIDATION": "gs://c/v"}}
+    job = _load(tmp_path, tree)
+    with subprocess.Popen(job.mounting_command, stdout=subprocess.PIPE, text=True) as process:
+        told = process.communicate(timeout=60)[0].splitlines()
+    mounts = [f"gcsfuse {name} {tmp_path}/mnt/{name}" for name in ("b", "c")]
+    assert told == [*mounts, str(process.pid)]  # signals reach it
+    programs(gcsfuse="#bash\nexit 3")
+    done = subprocess.run(job.mounting_command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, b"")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -81,7 +81,7 @@ def test_every_slice_gets_its_hosts_chips_and_place(make_job):
         "cloud.google.com/gke-spot": "true",
     }
     (container,) = pod["containers"]
-    assert container["command"] == job.command
+    assert container["command"] == job.mounting_command
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     pools = "3, each with --num-nodes=16 --machine-type=ct5p-hightpu-4t --tpu-topology=4x4x4\n"
     assert jobset.BACKEND(job).startswith(f"# Node pools that it needs: {pools}")

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from musiclm import exit_codes
+from tpu_launch import job as job_lib
 from tpu_launch import local, queued_resources, slurm, xpk
 from tpu_launch.errors import JobError
 
@@ -48,7 +49,7 @@ def _calls(folder):
     [
         (xpk, "v5e-256", "image", "gs://BUCKET"),
         (queued_resources, "v5p-128", "image", "gs://BUCKET"),
-        (slurm, "h100-8", "image", "gs://BUCKET"),
+        (slurm, "h100-8", "image", "/shared/me"),
         (slurm, "h200-8", "/images/it's $here.sqsh", "/a file/system"),
         (local, "cpu-4", "", "runs/it's $here"),
     ],
@@ -66,8 +67,10 @@ def test_shellcheck_finds_nothing(make_job, tmp_path, backend, accelerator, imag
 # xpk -------------------------------------------------------------------------------------------
 
 
-def test_xpk_gets_the_job_and_its_shell_the_command(make_job, programs, tmp_path):
-    programs(xpk=RECORD + "record(*sys.argv[1:])", musiclm=RECORD + "record(*sys.argv[1:])")
+def test_xpk_gets_the_job_and_its_shell_the_command(make_job, programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(job_lib, "MOUNTS", str(tmp_path))
+    recorder = RECORD + "record(*sys.argv[1:])"
+    programs(xpk=recorder, gcsfuse=recorder, musiclm=recorder)
     job = make_job("v5e-256")
     assert _bash(xpk.BACKEND(job), tmp_path).returncode == 0
     options = dict(word.split("=", 1) for word in _calls(tmp_path)[0] if "=" in word)
@@ -78,7 +81,8 @@ def test_xpk_gets_the_job_and_its_shell_the_command(make_job, programs, tmp_path
     # xpk adds 42 and the signals' codes; the others must not be started again.
     assert set(options["--restart-on-exit-codes"].split(",")) == {"1", "43"}
     assert _bash(options["--command"], tmp_path).returncode == 0
-    assert _calls(tmp_path)[1] == job.command[1:]
+    assert _calls(tmp_path)[1][-2:] == ["BUCKET", str(tmp_path / "BUCKET")]
+    assert _calls(tmp_path)[2] == job.command[1:]
 
 
 # Queued resources ------------------------------------------------------------------------------
@@ -279,7 +283,7 @@ def _slurm(tmp_path, **more):
 def test_the_first_task_that_fails_decides(make_job, programs, tmp_path, codes, result, runs):
     programs(srun=SRUN, scontrol=SCONTROL, musiclm=MUSICLM)
     (tmp_path / "codes").write_text(" ".join(map(str, codes)))
-    job = make_job("h100-8")
+    job = make_job("h100-8", places="/shared")
     done = _bash(slurm.BACKEND(job), tmp_path, **_slurm(tmp_path))
     assert done.returncode == result, done.stderr
     assert _calls(tmp_path) == [["run", *job.command[1:]]] * runs
@@ -297,7 +301,7 @@ time.sleep(60)
     programs(srun=pid + SRUN, scontrol=SCONTROL, musiclm=polite)
     environment = _slurm(tmp_path)
     script = subprocess.Popen(
-        ["bash", "-c", slurm.BACKEND(make_job("h100-8"))],
+        ["bash", "-c", slurm.BACKEND(make_job("h100-8", places="/shared"))],
         cwd=tmp_path,
         env=os.environ | environment,
     )
@@ -321,7 +325,7 @@ os.write(1, line.encode())  # whole: both processes write to the same pipe
 """
     programs(srun=SRUN, scontrol=SCONTROL, musiclm=group)
     environment = _slurm(tmp_path, JAX_PLATFORMS="cpu", JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo")
-    done = _bash(slurm.BACKEND(make_job("h100-8")), tmp_path, **environment)
+    done = _bash(slurm.BACKEND(make_job("h100-8", places="/shared")), tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines().count("group of 2 [0, 1]") == 2
 

@@ -27,6 +27,7 @@ def test_machines_with_gpus_learn_of_each_other(make_job, programs, tmp_path):
             "recover_on_exit_codes": [exit_codes.PREEMPTED],
         },
     }
+    assert task["file_mounts"] == {"/mnt/gs/BUCKET": {"source": "gs://BUCKET", "mode": "MOUNT"}}
     programs(musiclm="#bash\nenv | grep ^JAX_ | sort")
     done = subprocess.run(
         ["bash", "-c", task["run"].replace("/opt/musiclm", str(tmp_path))],
