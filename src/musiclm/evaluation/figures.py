@@ -28,7 +28,7 @@ from musiclm.evaluation import (
 from musiclm.evaluation.report import Table
 
 _K = 10  # depth of recall
-_LEAST_EXTRAPOLATED = 20  # vectors
+_LEAST_EXTRAPOLATED = 20  # clips
 
 Descriptions = Sequence[adherence.Description]
 Truths = Sequence[Mapping[str, str]]
@@ -108,10 +108,10 @@ def distance_table(
 
 
 def _extrapolated(reference_MWD: np.ndarray, vectors_NWD: np.ndarray) -> float | str:
-    """FAD∞ over pooled vectors, or "" of so few that their number can't be varied."""
-    pooled = (x.reshape(-1, x.shape[-1]) for x in (reference_MWD, vectors_NWD))
-    enough = vectors_NWD.shape[0] * vectors_NWD.shape[1] >= _LEAST_EXTRAPOLATED
-    return frechet.extrapolate(*pooled).value if enough else ""
+    """FAD∞, or "" of so few clips that their number can't be varied."""
+    if len(vectors_NWD) < _LEAST_EXTRAPOLATED:
+        return ""
+    return frechet.extrapolate(reference_MWD, vectors_NWD).value
 
 
 def divergence_table(
