@@ -4,7 +4,24 @@ import collections
 
 import numpy as np
 
-from musiclm.evaluation import figures
+from musiclm.evaluation import adherence, bootstrap, figures
+
+
+class Drummer:
+    """Hears drums in everything."""
+
+    classes_ = np.array(["drums", "no drums"])
+
+    def predict(self, descriptions_ND):
+        return np.full(len(descriptions_ND), "drums")
+
+
+def test_shares_of_right_answers_have_wilsons_intervals():
+    silent = [{"drums": np.zeros(2)}] * 64
+    truths = [{"drums": "no drums"}] * 64
+    judge = adherence.Judge({"drums": Drummer()})
+    shares, _ = figures.adherence_tables(judge, {"generated": silent}, truths, "a drummer")
+    assert shares.record()["figures"]["generated"]["drums"] == vars(bootstrap.wilson(0, 64))
 
 
 def test_the_clips_of_each_abx_are_counted_to_the_last():

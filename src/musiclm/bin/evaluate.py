@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     opening = (
         f"{bundle.name}, digest {bundle.digest[:12]}, on combinations of attributes that training "
         f"never saw: clips of {len(prompts)} long captions, {clips.SECONDS:g} s each. In brackets "
-        "95 % intervals."
+        "95 % intervals: Wilson's of shares of clips, the bootstrap's of other means."
     )
     players = {
         prompt: {name: os.path.relpath(paths[i], args.out) for name, paths in files.items()}

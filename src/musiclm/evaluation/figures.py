@@ -54,7 +54,7 @@ def adherence_tables(
         head=("", *questions),
         rows=(
             *(
-                (source, *(bootstrap.mean(by_question[q]) for q in questions))
+                (source, *(bootstrap.share(by_question[q]) for q in questions))
                 for source, by_question in right.items()
             ),
             ("commonest class", *(commonest[q] for q in questions)),
