@@ -13,7 +13,7 @@ RATE = 1_600
 TONE_T = 0.5 * np.sin(np.arange(10 * RATE) * 0.2)
 
 
-def test_another_seed_prompt_or_bundle_is_another_file(tmp_path, monkeypatch):
+def test_another_seed_prompt_bundle_or_version_is_another_file(tmp_path, monkeypatch):
     made = []
 
     class Model:
@@ -46,7 +46,10 @@ def test_another_seed_prompt_or_bundle_is_another_file(tmp_path, monkeypatch):
     assert made[5:] == [(["a", "a"], 0, 1, "parallel"), (["b"], 2, 1, "parallel")]
     assert len(set(files)) == 9
     Bundle.digest = "two"
-    assert not set(generate("generated")) & set(files)
+    files += generate("generated")
+    monkeypatch.setattr(clips, "_CODE", "another version's")
+    files += generate("generated")
+    assert len(set(files)) == 15
 
 
 def test_a_missing_or_short_corpus_is_told_in_one_line(corpus, tmp_path):

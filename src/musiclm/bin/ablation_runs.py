@@ -3,18 +3,16 @@
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import musiclm
 from musiclm import bundle, errors, exit_codes
 from musiclm.bin import ablation_picture
 from musiclm.bin.ablation_plan import Run
-from musiclm.evaluation import ablation
+from musiclm.evaluation import ablation, sources
 
 # make(run, folder, lock): makes it there, with the file that locks the folder; an exit code.
 Make = Callable[[Run, pathlib.Path, int], int]
@@ -157,17 +155,22 @@ def _failure(code: int) -> str:
 
 
 def _describe(run: Run, folder: pathlib.Path) -> None:
-    """Writes down what the run is, unless it was begun before."""
+    """Writes down what the run is, and the version of the program that is at it now.
+
+    Versions stand in the order in which they began to work on it, with spaces between them.
+    """
     path = folder / "run.json"
-    if not path.is_file():
-        told = {"code": _code(), "configuration": run.configuration}
-        bundle.write_beside(path, (json.dumps(told, indent=2) + "\n").encode())
+    codes = _codes(folder) if path.is_file() else ()
+    told = {
+        "code": " ".join(dict.fromkeys([*codes, sources.digest()])),
+        "configuration": run.configuration,
+    }
+    bundle.write_beside(path, (json.dumps(told, indent=2) + "\n").encode())
 
 
-def _code() -> str:
-    """Digest of the library's sources."""
-    sources = sorted(pathlib.Path(musiclm.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+def _codes(folder: pathlib.Path) -> tuple[str, ...]:
+    """The versions of the program that were at a run."""
+    return tuple(json.loads((folder / "run.json").read_text(encoding="utf-8"))["code"].split())
 
 
 def _outcomes(
@@ -179,11 +182,10 @@ def _outcomes(
     for run in runs:
         place, code = folder / run.digest, codes.get(run.digest)
         if _is_done(run, place):
-            told = json.loads((place / "run.json").read_text(encoding="utf-8"))
             curves = ablation.read_curves(place / "metrics.jsonl", names)
             items = ablation.read_items(place / "items.json", names)
             outcome = ablation.Outcome(
-                run=run.digest, code=told["code"], curves=curves, items=items
+                run=run.digest, codes=_codes(place), curves=curves, items=items
             )
         else:
             missing = _failure(code) if code else "not made yet"

@@ -6,7 +6,6 @@ Shapes: B batch, N clips, T samples or frames, D embedding.
 import dataclasses
 import functools
 import hashlib
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,8 +22,8 @@ from musiclm.evaluation import (
     figures,
     likelihood,
     memorization,
-    notes,
     semantic_tokens,
+    sources,
     tagger,
 )
 from musiclm.evaluation.report import Table
@@ -46,10 +45,12 @@ _TIMBRE = "cepstra of 0.96 s windows, without trained weights"
 _VGGISH = "vggish"
 _AUDIOSET = "audioset"
 _VISQOL_CLIPS = 8  # it takes seconds a clip
-# Of the code that describes clips, as it was loaded: what another version computed is not taken.
-_CODE = hashlib.sha256(
-    "".join(map(inspect.getsource, (descriptors, embeddings, notes))).encode()
-).hexdigest()
+# Of the code that describes clips: what another version computed is not taken.
+_CODE = sources.digest(
+    "audio.py",
+    *(f"evaluation/{name}.py" for name in ("descriptors", "embeddings", "notes")),
+    *("models", "nn", "tokens"),
+)
 
 Progress = Callable[[str, int, int], None]
 # go_on(condition [N, Q], first tokens [N, T'], T): semantic tokens [N, T] that begin so, greedily.
