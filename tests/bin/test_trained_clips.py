@@ -68,9 +68,11 @@ def test_a_stage_that_is_there_is_not_trained_again(make, tiny_bundle, tmp_path)
     assert not make.trained
 
 
-def test_a_stage_that_no_bundle_has_is_told(make):
-    with pytest.raises(ValueError, match=r"stage is 'rough': give one of .*coarse"):
-        make(stage="rough")
+@pytest.mark.parametrize("stage", ["rough", "mulan", "w2v_bert", "soundstream"])
+def test_what_no_bundle_has_and_what_clips_are_measured_by_is_refused(make, stage):
+    told = f"stage is '{stage}': give one of semantic, coarse, fine, soundstorm; .* tokenizers"
+    with pytest.raises(ValueError, match=told):
+        make(stage=stage)
 
 
 @pytest.mark.slow
