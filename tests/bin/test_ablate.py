@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -262,6 +263,32 @@ def test_one_run_by_two_versions_is_told_as_well(make_study, tmp_path, monkeypat
         monkeypatch.setattr(sources, "digest", lambda version=version: version)
         ablate(make_study(), out, Stub(failing))
     assert "made by different versions of the program" in (out / "study.md").read_text()
+
+
+@pytest.mark.parametrize("taken", ["out", "out/runs", "parent"])
+def test_an_out_that_cannot_be_written_is_told_before_a_run(make_study, tmp_path, taken):
+    out = tmp_path / ("parent/out" if taken == "parent" else "out")
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("a file")
+    train = Stub()
+    with pytest.raises(errors.UserError, match=r"cannot write to .*choose another folder"):
+        ablate(make_study(), out, train)
+    assert not train.trained
+
+
+@pytest.mark.parametrize("name", ["run.json", "study.md"])
+def test_a_full_disk_ends_a_study_in_one_line(make_study, tmp_path, monkeypatch, name):
+    write = pathlib.Path.write_text
+
+    def full(path, text, **options):
+        if path.name == name and (name == "run.json" or "0.4" in text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, text, **options)
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    told = r"writing to .* failed \(No space left on device\): make room"
+    with pytest.raises(errors.UserError, match=told):
+        ablate(make_study(), tmp_path / "out", Stub())
 
 
 def test_only_some_variants(make_study, tmp_path):
