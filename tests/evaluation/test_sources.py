@@ -2,7 +2,6 @@
 
 import pytest
 
-import musiclm
 from musiclm.evaluation import sources
 
 
@@ -12,7 +11,7 @@ def library(tmp_path, monkeypatch):
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {place}\n")
-    monkeypatch.setattr(musiclm, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(sources, "_LIBRARY", tmp_path)
     return tmp_path
 
 

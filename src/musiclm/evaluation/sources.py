@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 
-import musiclm
+_LIBRARY = pathlib.Path(__file__).parents[1]
 
 
 def digest(*parts: str) -> str:
@@ -12,10 +12,9 @@ def digest(*parts: str) -> str:
     Args:
       *parts: files and folders of the library, such as "audio.py" and "models"; none takes all.
     """
-    root = pathlib.Path(musiclm.__file__).parent
     found = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        place = path.relative_to(root)
+    for path in sorted(_LIBRARY.rglob("*.py")):
+        place = path.relative_to(_LIBRARY)
         if not parts or any(place.is_relative_to(part) for part in parts):
             found.update(f"{place} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()[:16]
