@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,9 @@ import time
 import pytest
 
 from musiclm import errors, exit_codes
+from musiclm.bin import ablate as command
 from musiclm.bin import ablation_plan, ablation_runs, main
+from musiclm.evaluation import sources
 
 ROOT = pathlib.Path(__file__).parents[2]
 JOB = ROOT / "tests/multi_process/tiny_job.gin"
@@ -238,6 +241,56 @@ def test_a_kill_alone_is_a_fault(make_study, tmp_path):
     assert ablate(make_study(), tmp_path / "out", train) == exit_codes.FAULT
 
 
+def test_every_version_that_was_at_a_run_is_told(make_study, tmp_path, monkeypatch):
+    """Version a fails in one run and makes the others; b makes that one."""
+    out, told = tmp_path / "out", "made by different versions of the program"
+    monkeypatch.setattr(sources, "digest", lambda: "a")
+    ablate(make_study(), out, Stub({("slow", 1): exit_codes.PREEMPTED}))
+    assert told not in (out / "study.md").read_text()
+    monkeypatch.setattr(sources, "digest", lambda: "b")
+    ablate(make_study(), out, Stub())
+    assert told in (out / "study.md").read_text()
+    record = json.loads((out / "study.json").read_text())
+    codes = {(run["variant"], run["seed"]): run["codes"] for run in record["runs"]}
+    assert codes.pop(("slow", 1)) == ["a", "b"]
+    assert all(of_run == ["a"] for of_run in codes.values())
+
+
+def test_one_run_by_two_versions_is_told_as_well(make_study, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    every = [(variant, seed) for variant in ("fast", "slow") for seed in (0, 1)]
+    for version, failing in (("a", dict.fromkeys(every, exit_codes.PREEMPTED)), ("b", ())):
+        monkeypatch.setattr(sources, "digest", lambda version=version: version)
+        ablate(make_study(), out, Stub(failing))
+    assert "made by different versions of the program" in (out / "study.md").read_text()
+
+
+@pytest.mark.parametrize("taken", ["out", "out/runs", "parent"])
+def test_an_out_that_cannot_be_written_is_told_before_a_run(make_study, tmp_path, taken):
+    out = tmp_path / ("parent/out" if taken == "parent" else "out")
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("a file")
+    train = Stub()
+    with pytest.raises(errors.UserError, match=r"cannot write to .*choose another folder"):
+        ablate(make_study(), out, train)
+    assert not train.trained
+
+
+@pytest.mark.parametrize("name", ["run.json", "study.md"])
+def test_a_full_disk_ends_a_study_in_one_line(make_study, tmp_path, monkeypatch, name):
+    write = pathlib.Path.write_text
+
+    def full(path, text, **options):
+        if path.name == name and (name == "run.json" or "0.4" in text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, text, **options)
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    told = r"writing to .* failed \(No space left on device\): make room"
+    with pytest.raises(errors.UserError, match=told):
+        ablate(make_study(), tmp_path / "out", Stub())
+
+
 def test_only_some_variants(make_study, tmp_path):
     train, out = Stub(), tmp_path / "out"
     assert ablate(make_study(), out, train, only=["slow"]) == exit_codes.DONE
@@ -341,6 +394,23 @@ def test_mistakes_of_the_command_are_code_78(arguments, told, tmp_path, capsys):
     arguments = ["--gin_file", "no/such.gin", "--out", str(tmp_path / "out"), *arguments]
     assert main.main(["ablate", *arguments]) == exit_codes.CONFIGURATION
     assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_study_is_named_by_its_own_file(make_study, tmp_path, monkeypatch):
+    """Which is the first: what follows, such as gin/train/gpu.gin, all studies may share."""
+    (tmp_path / "gpu.gin").write_text("loop.train.eval_every = 20\n")
+    names = []
+    monkeypatch.setattr(ablation_runs, "ablate", lambda *args, **_: names.append(args[3]) or 0)
+    files = [make_study(name="widths"), str(tmp_path / "gpu.gin")]
+    options = [option for file in files for option in ("--gin_file", file)]
+    assert main.main(["ablate", *options, "--out", str(tmp_path / "out")]) == exit_codes.DONE
+    assert names == ["widths"]
+
+
+def test_the_examples_have_what_must_be_given():
+    examples = [line for line in command.EPILOG.splitlines() if line.startswith("  musiclm")]
+    assert len(examples) == 3
+    assert all("--gin_file" in line and "--out" in line for line in examples)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """`musiclm evaluate` on an untrained bundle and a corpus of tones."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import safetensors.numpy
 import soundfile
 
-from musiclm import bundle
+from musiclm import audio, bundle
 from musiclm.bin import clips, evaluate, main
 from musiclm.evaluation import codec_quality, report, suite
 
@@ -102,7 +104,12 @@ def test_a_report_is_written_down_the_same_twice(
     assert figures["MuLan's retrieval"]["long"]["text → audio R@10"]["value"] == 1
     assert list(figures["Codec"]) == ["1", "2", "3"]
     assert figures["Codec"]["2"]["ViSQOL"]["value"] == 3
-    assert figures["Memorization"]["0"]["exact"]["n"] == 6
+    assert figures["Memorization"]["0"]["exact"]["n"] == 3  # the others are validation clips
+    ranked = figures["Nearest and farthest clips"]
+    assert list(ranked) == ["1", "2", "3"]
+    assert {row["generated"] for row in ranked.values()} == {
+        suite.long_caption(entry) for entry in clips.read_manifest(corpus, 3)
+    }
     assert set(figures["Stages on real clips"]) == {"semantic", "coarse", "fine"}
     for title in evaluate.README_TABLES:
         (table,) = [part for part in first[1].split("\n\n**") if part.startswith(title)]
@@ -142,12 +149,16 @@ def test_a_bundle_without_a_soundstorm_is_measured_without():
         (["--judge", "same"], "is the model itself"),
         (["--folder", "generated=songs"], "has clips of that name"),
         (["--audioset", "missing.safetensors"], "missing.safetensors"),
+        (["--out", "taken/out"], "cannot write to 'taken/out' (Not a directory)"),
         (["--fit-clips", "1"], "have one answer to 'instrument', flute: take more"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(
-    tiny_bundle, corpus, tmp_path, capsys, options, told
+    tiny_bundle, corpus, tmp_path, capsys, monkeypatch, options, told
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr(clips, "read_clips", None)  # told before any is read
     given = ["--model", tiny_bundle, "--held-out", corpus, "--train", corpus]
     sizes = ["--clips", "3", "--pairs", "6", "--fit-clips", "6"]
     options = [str(tiny_bundle) if option == "same" else option for option in options]
@@ -165,3 +176,52 @@ def test_a_damaged_clip_is_told_before_anything_is_made(tiny_bundle, corpus, tmp
     assert main.main(command) == 2
     assert f"{corpus}/5.wav is silent" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_clips_to_fit_on_that_no_training_saw_are_told(tiny_bundle, corpus, tmp_path, capsys):
+    manifest = corpus / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"train"', '"validation"'))
+    given = ["--model", tiny_bundle, "--held-out", corpus, "--train", corpus]
+    sizes = ["--clips", "3", "--pairs", "6", "--fit-clips", "6"]
+    command = ["evaluate", *map(str, given), *sizes, "--out", str(tmp_path / "out")]
+    assert main.main(command) == 2
+    assert "none of the 6 clips" in capsys.readouterr().err
+
+
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("writes", "told"),
+    [
+        ("musiclm.audio.Waveform.save", "writing to {out!r} failed (No space left on device)"),
+        ("musiclm.evaluation.embeddings._save", "writing to {out!r} failed (No space left on"),
+        ("pathlib.Path.write_text", "writing to {out!r} failed (No space left on device)"),
+        ("musiclm.bundle.write_beside", "cannot write {readme} (No space left on device)"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(
+    tiny_bundle, corpus, tmp_path, monkeypatch, capsys, writes, told
+):
+    out, readme = tmp_path / "out", tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+
+    def make(model, prompts, **options):
+        return [audio.Waveform(np.zeros(16_000), 1_600) for _ in prompts]
+
+    def tables(measured, made, go_on):
+        measured.cache.each("", made["generated"], lambda waveform_T: {})
+        return []
+
+    monkeypatch.setattr("musiclm.api.MusicLM.generate", make)
+    monkeypatch.setattr(suite.Suite, "tables", tables)
+    given = ["--model", tiny_bundle, "--held-out", corpus, "--train", corpus, "--readme", readme]
+    sizes = ["--clips", "3", "--pairs", "6", "--fit-clips", "6"]
+    command = ["evaluate", *map(str, given), *sizes, "--out", str(out)]
+    monkeypatch.setattr(writes, full)
+    assert main.main(command) == 2
+    assert told.format(out=str(out), readme=readme) in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    assert (out / "report.json").exists() == (writes == "musiclm.bundle.write_beside")
+    assert not list(out.glob(".musiclm*"))

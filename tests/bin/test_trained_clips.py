@@ -68,9 +68,11 @@ def test_a_stage_that_is_there_is_not_trained_again(make, tiny_bundle, tmp_path)
     assert not make.trained
 
 
-def test_a_stage_that_no_bundle_has_is_told(make):
-    with pytest.raises(ValueError, match=r"stage is 'rough': give one of .*coarse"):
-        make(stage="rough")
+@pytest.mark.parametrize("stage", ["rough", "mulan", "w2v_bert", "soundstream"])
+def test_what_no_bundle_has_and_what_clips_are_measured_by_is_refused(make, stage):
+    told = f"stage is '{stage}': give one of semantic, coarse, fine, soundstorm; .* tokenizers"
+    with pytest.raises(ValueError, match=told):
+        make(stage=stage)
 
 
 @pytest.mark.slow
@@ -81,3 +83,14 @@ def test_clips_without_semantic_tokens(make, tiny_bundle, corpus, tmp_path):
     found = make(clips=clips).measure(tmp_path / "run", tmp_path / "cache", seed=0)
     assert set(found) == set(clips.figures)
     assert np.isfinite(found["mulan_cosine"]).all()
+    # Beside the bundle's own clips, with the cache that runs share, each keeps its own.
+    own = clips.measure(tmp_path / "own", tmp_path / "cache", seed=0)
+    made = [
+        {path.read_bytes() for path in (tmp_path / name / "clips").iterdir()}
+        for name in ("run", "own")
+    ]
+    assert [len(clips) for clips in made] == [3, 3]
+    assert not made[0] & made[1]
+    assert not np.isin(found["mulan_cosine"], own["mulan_cosine"]).any()
+    again = make(clips=clips).measure(tmp_path / "run", tmp_path / "cache", seed=0)
+    assert all(np.array_equal(again[name], found[name]) for name in found)

@@ -23,7 +23,7 @@ def study(*names, **fields):
     return Study(variants=[variant(name) for name in names], **fields)
 
 
-def outcomes(losses, code="program"):
+def outcomes(losses, codes=("program",)):
     """Runs of one evaluation each, by variant; None is a run that failed."""
     made = {}
     for name, of_seeds in losses.items():
@@ -31,7 +31,7 @@ def outcomes(losses, code="program"):
             made[name, seed] = (
                 Outcome(run=f"{name} {seed}", missing="failed with code 44")
                 if loss is None
-                else Outcome(run=f"{name} {seed}", code=code, curves={"eval/loss": {10: loss}})
+                else Outcome(run=f"{name} {seed}", codes=codes, curves={"eval/loss": {10: loss}})
             )
     return made
 
@@ -131,7 +131,7 @@ def test_the_page_has_what_is_in_the_study():
 
 
 def test_runs_of_different_programs_are_told():
-    runs = outcomes({"base": [1.0]}) | outcomes({"other": [1.1]}, code="newer")
+    runs = outcomes({"base": [1.0]}) | outcomes({"other": [1.1]}, codes=("newer",))
     page = ablation.markdown(study("base", "other"), runs, "title")
     assert "different versions of the program" in page
 
@@ -183,7 +183,7 @@ def measured(items):
     return {
         (name, seed): Outcome(
             run=f"{name} {seed}",
-            code="program",
+            codes=("program",),
             curves={"eval/loss": {0: float(np.mean(items_N))}},
             items={"eval/loss": items_N},
         )
@@ -227,5 +227,5 @@ def test_items_that_are_not_as_many_are_not_compared(other):
 def test_items_are_not_in_the_record():
     runs = measured({"base": [[1.0, 2.0]], "other": [[1.0, 3.0]]})
     record = ablation.record(study("base", "other"), runs)
-    assert set(record["runs"][0]) == {"variant", "seed", "run", "code", "curves", "missing"}
+    assert set(record["runs"][0]) == {"variant", "seed", "run", "codes", "curves", "missing"}
     assert record["figures"]["eval/loss"][1]["over"] == "items"

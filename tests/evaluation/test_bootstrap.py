@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.stats
 
 from musiclm.evaluation import bootstrap
 
@@ -61,3 +62,31 @@ def test_a_jackknife_leaves_each_item_out_once():
     assert left == [{0, 3, 6}, {1, 4}, {2, 5}, set()]
     with pytest.raises(ValueError, match="2 items"):
         bootstrap.jackknife(lambda chosen: 0.0, 2)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(8, 10), (0, 5), (5, 5), (312, 600)])
+def test_wilson_is_scipys(successes, trials):
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    estimate = bootstrap.wilson(successes, trials)
+    assert (estimate.value, estimate.n) == (successes / trials, trials)
+    assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+def test_wilson_by_hand():
+    estimate = bootstrap.wilson(8, 10)
+    assert (estimate.low, estimate.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    with pytest.raises(ValueError, match="0 successes of 0"):
+        bootstrap.wilson(0, 0)
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(0, 0.0, 0.0566), (64, 0.9434, 1.0)])
+def test_a_share_of_none_or_all_has_an_interval_with_a_width(right, low, high):
+    estimate = bootstrap.share(np.arange(64) < right)
+    assert (estimate.value, estimate.n) == (right / 64, 64)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize("values", [[], [2.0], [np.nan], [[1.0]]])
+def test_no_share_of_what_is_neither_right_nor_wrong(values):
+    with pytest.raises(ValueError, match="one from 0 to 1 an item"):
+        bootstrap.share(np.array(values))

@@ -69,12 +69,35 @@ def test_single_precision_loses_nothing():
 def test_extrapolation_takes_the_bias_of_small_sets_away():
     rng = np.random.default_rng(0)
     reference, x = rng.normal(size=(100_000, 16)), rng.normal(size=(2_000, 16))
-    line = frechet.extrapolate(reference, x)
+    line = frechet.extrapolate(reference[:, None], x[:, None])
     biased = evaluation.frechet_distance(reference, x[:400])
     assert line.slope > 0
     assert line.r_squared > 0.9
     assert abs(line.value) < biased / 10
-    assert line == frechet.extrapolate(reference, x)
+    assert line == frechet.extrapolate(reference[:, None], x[:, None])
+
+
+def test_extrapolation_is_over_clips_and_not_over_their_vectors():
+    """Four fifths of the variance are between clips: pooled vectors are fewer than they seem."""
+    rng = np.random.default_rng(0)
+
+    def clips(count):
+        own_N1D, window_NWD = rng.normal(size=(count, 1, 40)), rng.normal(size=(count, 10, 40))
+        return 0.8**0.5 * own_N1D + 0.2**0.5 * window_NWD
+
+    reference_MWD, x_NWD = clips(2_000), clips(96)
+    line = frechet.extrapolate(reference_MWD, x_NWD)
+    assert abs(line.value) < frechet.of_clips(reference_MWD, x_NWD).value / 4
+    assert line.r_squared > 0.95
+
+
+def test_of_clips_with_one_vector_each_it_is_over_these():
+    """Golden: what sets of vectors gave."""
+    x, y = sets(60, 40, 3)
+    line = frechet.extrapolate(x[:, None], y[:, None])
+    assert (line.value, line.slope) == pytest.approx(
+        (1.4190988425969988, 5.950359096021101), rel=1e-9
+    )
 
 
 def test_clips_rank_by_nearness():
@@ -102,7 +125,9 @@ def test_mistakes(x, y, message):
 
 def test_too_few_for_a_line():
     x, y = sets(10, 10, 2)
-    with pytest.raises(ValueError, match="more vectors"):
+    with pytest.raises(ValueError, match="more clips"):
+        frechet.extrapolate(x[:, None], y[:, None])
+    with pytest.raises(ValueError, match=r"shape \(10, 2\): give the vectors of each"):
         frechet.extrapolate(x, y)
 
 

@@ -163,21 +163,6 @@ def test_a_system_that_won_everything_has_no_strength():
 # Statistics -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(8, 10), (0, 5), (5, 5), (312, 600)])
-def test_wilson_is_scipys(successes, trials):
-    interval = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
-    estimate = listening.wilson(successes, trials)
-    assert (estimate.value, estimate.n) == (successes / trials, trials)
-    assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
-
-
-def test_wilson_by_hand():
-    estimate = listening.wilson(8, 10)
-    assert (estimate.low, estimate.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    with pytest.raises(ValueError, match="0 successes of 0"):
-        listening.wilson(0, 0)
-
-
 def test_bradley_terry_of_two_is_the_ratio_of_wins():
     strengths = listening.bradley_terry([[0, 3], [1, 0]])
     assert strengths == pytest.approx([3**0.5, 3**-0.5])

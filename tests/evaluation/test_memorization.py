@@ -66,6 +66,8 @@ def test_a_stage_that_remembers_after_a_prompt():
     )
     assert (without.exact.value, without.approximate.value) == (0, 0)
     assert (after.exact.value, after.approximate.value) == (0.5, 0.75)
+    assert without.exact.high == pytest.approx(0.088, abs=1e-3)  # none of 40: Wilson's
+    assert without.approximate == without.exact
     assert without.entropy.value < np.log(4) < after.entropy.value
     with pytest.raises(ValueError, match="give 35"):
         memorization.measure(

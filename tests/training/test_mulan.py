@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from musiclm.audio import MelConfig
-from musiclm.evaluation import retrieval
+from musiclm.evaluation import text_audio
 from musiclm.losses import contrastive
 from musiclm.models.bert import BertConfig
 from musiclm.models.mulan import MuLan, MuLanConfig
@@ -85,8 +85,9 @@ def test_a_few_steps_learn_what_goes_with_what(loss, untrained):
     assert after["recall_at_10"] > 0.8 > 0.3 > before["recall_at_10"]
     assert 0 < metrics["temperature"] <= 1
     output = embed({"params": state.params}, held_out["waveform"], held_out["text_ids"])
-    figures = retrieval.retrieval(output.text_BD, output.audio_BD)
-    assert figures["text_to_audio/recall_at_10"] == pytest.approx(float(after["recall_at_10"]))
+    figures = text_audio.retrieval_figures(np.asarray(output.text_BD), np.asarray(output.audio_BD))
+    recall = figures["text_to_audio/recall_at_10"].value
+    assert recall == pytest.approx(float(after["recall_at_10"]))
     monitor = HealthMonitor(task.health())
     for count in range(100, 110):
         monitor.observe(count, {name: float(value) for name, value in metrics.items()})

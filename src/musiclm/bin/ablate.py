@@ -3,7 +3,7 @@
 A run trains, or measures something that needs no training. Every run is a process of its own, in
 OUT/runs/<digest of all that decides it>: equal runs of any study are made once. Started again it
 goes on where it was, also beside others that make the same: each takes runs that nobody is at. OUT
-gets NAME.json, NAME.md and NAME.png after each run.
+gets NAME.json, NAME.md and NAME.png after each run, NAME being that of the first gin file.
 
 Exit codes: as `musiclm train`, of the first run that failed if any did. The others are made anyway.
 """
@@ -23,8 +23,8 @@ HELP = "make variants of a run from several seeds, and compare them"
 EPILOG = """\
 examples:
   musiclm ablate --gin_file gin/ablations/positions.gin --gin_bindings 'TRAIN="…"' … --out ablations
-  musiclm ablate --dry-run --gin_file …                # checks everything, makes nothing
-  musiclm ablate --only '4 levels' --seeds 3 --gin_file …
+  musiclm ablate --dry-run --gin_file … --out ablations          # checks all, makes nothing
+  musiclm ablate --only '4 levels' --seeds 3 --gin_file … --out ablations
 
 The top of a gin file tells which macros must be set; docs/ablations.md how to read and write one.
 """
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     from musiclm.bin import ablation_runs
 
-    name = pathlib.Path(args.gin_file[-1]).stem
+    name = pathlib.Path(args.gin_file[0]).stem  # what follows is added to the study
     make = ablation_runs.Maker(args.gin_file, args.gin_bindings)
     return ablation_runs.ablate(
         study, runs, args.out, name, make, only=args.only, dry_run=args.dry_run

@@ -102,7 +102,7 @@ def plan(
         with configuration.mistakes_told():
             study = ablation.Study(**configuration.resolve(ablation.Study))
     except errors.UserError as error:
-        raise errors.UserError(f"the ablation.Study of {gin_files[-1]}: {error}") from error
+        raise errors.UserError(f"the ablation.Study of {gin_files[0]}: {error}") from error
     variants = []
     for variant in study.variants:
         try:

@@ -3,18 +3,16 @@
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import musiclm
-from musiclm import bundle, errors, exit_codes
-from musiclm.bin import ablation_picture
+from musiclm import errors, exit_codes
+from musiclm.bin import ablation_picture, staging
 from musiclm.bin.ablation_plan import Run
-from musiclm.evaluation import ablation
+from musiclm.evaluation import ablation, sources
 
 # make(run, folder, lock): makes it there, with the file that locks the folder; an exit code.
 Make = Callable[[Run, pathlib.Path, int], int]
@@ -72,7 +70,7 @@ def ablate(
       The exit code.
 
     Raises:
-      UserError: there is no such variant.
+      UserError: there is no such variant, or `out` can't be written.
     """
     names = [variant.name for variant in study.variants]
     if strangers := sorted(set(only or ()) - set(names)):
@@ -83,6 +81,7 @@ def ablate(
             print(f"{run.variant}, seed {run.seed}: {_state(run, folder / run.digest)}")
         return exit_codes.DONE
     codes: dict[str, int] = {}
+    _write(study, _outcomes(study, runs, folder, codes), out, name)  # whether it can is known early
     try:
         chosen = [run for run in runs if only is None or run.variant in only]
         for run, code in _made(chosen, folder, make):
@@ -130,8 +129,14 @@ def _locked(folder: pathlib.Path, *, wait: bool) -> Iterator[int | None]:
 
     So a process that outlives a killed `musiclm ablate` has it until it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write to {str(folder)!r} ({error.strerror}): choose another folder with --out"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -157,17 +162,22 @@ def _failure(code: int) -> str:
 
 
 def _describe(run: Run, folder: pathlib.Path) -> None:
-    """Writes down what the run is, unless it was begun before."""
-    path = folder / "run.json"
-    if not path.is_file():
-        told = {"code": _code(), "configuration": run.configuration}
-        bundle.write_beside(path, (json.dumps(told, indent=2) + "\n").encode())
+    """Writes down what the run is, and the version of the program that is at it now.
+
+    Versions stand in the order in which they began to work on it, with spaces between them.
+    """
+    codes = _codes(folder) if (folder / "run.json").is_file() else ()
+    told = {
+        "code": " ".join(dict.fromkeys([*codes, sources.digest()])),
+        "configuration": run.configuration,
+    }
+    with staging.staged(folder, last="run.json") as unfinished:
+        (unfinished / "run.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def _code() -> str:
-    """Digest of the library's sources."""
-    sources = sorted(pathlib.Path(musiclm.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+def _codes(folder: pathlib.Path) -> tuple[str, ...]:
+    """The versions of the program that were at a run."""
+    return tuple(json.loads((folder / "run.json").read_text(encoding="utf-8"))["code"].split())
 
 
 def _outcomes(
@@ -179,11 +189,10 @@ def _outcomes(
     for run in runs:
         place, code = folder / run.digest, codes.get(run.digest)
         if _is_done(run, place):
-            told = json.loads((place / "run.json").read_text(encoding="utf-8"))
             curves = ablation.read_curves(place / "metrics.jsonl", names)
             items = ablation.read_items(place / "items.json", names)
             outcome = ablation.Outcome(
-                run=run.digest, code=told["code"], curves=curves, items=items
+                run=run.digest, codes=_codes(place), curves=curves, items=items
             )
         else:
             missing = _failure(code) if code else "not made yet"
@@ -200,6 +209,8 @@ def _write(
 ) -> None:
     """The study as it stands: NAME.json, NAME.md and NAME.png."""
     record = json.dumps(ablation.record(study, outcomes), indent=2, ensure_ascii=False) + "\n"
-    bundle.write_beside(out / f"{name}.json", record.encode())
-    bundle.write_beside(out / f"{name}.md", ablation.markdown(study, outcomes, name).encode())
-    bundle.write_beside(out / f"{name}.png", ablation_picture.draw(study, outcomes))
+    page = ablation.markdown(study, outcomes, name)
+    with staging.staged(out, last=f"{name}.md") as unfinished:
+        (unfinished / f"{name}.json").write_text(record, encoding="utf-8")
+        (unfinished / f"{name}.md").write_text(page, encoding="utf-8")
+        (unfinished / f"{name}.png").write_bytes(ablation_picture.draw(study, outcomes))

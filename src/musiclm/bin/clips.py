@@ -17,12 +17,14 @@ from tqdm import tqdm
 from musiclm import api, audio, errors
 from musiclm.bin import folders
 from musiclm.bundle import Bundle
-from musiclm.evaluation import adherence, suite
+from musiclm.evaluation import adherence, sources, suite
 
 SECONDS = 10.0
 _LEAST_SECONDS = 9.9  # of a clip that is given: a codec or a change of rate may have cut off some
 # Clips generated at once. Part of what decides a clip's rounding, hence no option.
 _BATCH = 16
+# Of the code that makes clips of a bundle: what another version made is not taken.
+_CODE = sources.digest("api.py", "audio.py", "bundle.py", "models", "nn", "sampler", "tokens")
 _MAKE = "make the corpus with `musiclm data gm`"
 
 Entry = dict[str, Any]
@@ -49,7 +51,7 @@ def read_manifest(corpus: pathlib.Path, count: int, *, split: str | None = None)
         try:
             entry = json.loads(line)
             adherence.answers(entry), suite.long_caption(entry)  # what is asked of it later
-            if split is None or entry["split"] == split:
+            if split in (None, entry["split"]):
                 entries.append({**entry, "path": corpus / entry["file"]})
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise errors.UserError(
@@ -91,7 +93,7 @@ def check_classes(entries: Sequence[Entry]) -> None:
     truths = [adherence.answers(entry) for entry in entries]
     for question in adherence.QUESTIONS:
         found = {truth[question] for truth in truths}
-        if len(found) < 2 and question != "key":  # a profile is turned: one key teaches all
+        if len(found) < 2:
             raise errors.UserError(
                 f"the {len(entries)} clips to fit on have one answer to {question!r}, "
                 f"{', '.join(found)}: take more of them"
@@ -157,7 +159,7 @@ def generate(
     sampling: Mapping[str, Mapping[str, float | int]] | None = None,
     seed: int = 0,
 ) -> list[pathlib.Path]:
-    """Makes the clip of each prompt unless its file is there already.
+    """Makes the clip of each prompt unless its file is there already, made by this version.
 
     The i-th has seed `seed` + i, or is the best of several.
 
@@ -170,7 +172,8 @@ def generate(
       seed: of the first clip.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{bundle.digest} {SECONDS} {what} {seed + i} {t}" for i, t in enumerate(prompts)]
+    of = f"{_CODE} {bundle.digest} {SECONDS} {what}"
+    names = [f"{of} {seed + i} {text}" for i, text in enumerate(prompts)]
     files = [folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.wav" for name in names]
     model = api.MusicLM(bundle)
     for first in tqdm(range(0, len(prompts), _BATCH), desc=what, unit="batch"):

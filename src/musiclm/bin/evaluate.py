@@ -13,7 +13,7 @@ import pathlib
 from typing import Any
 
 from musiclm import api, errors, exit_codes
-from musiclm.bin import compilation_cache, folders
+from musiclm.bin import compilation_cache, folders, staging
 
 HELP = "measure a model on held-out clips, and write a report"
 EPILOG = """\
@@ -103,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
             "checkout of the repository"
         ) from error
 
+    mend = "give a file that is there"
     if args.readme:  # a README without markers is told before hours of work
-        report.insert(clips.read_text(args.readme, "give a file that is there"), "")
+        report.insert(clips.read_text(args.readme, mend), "")
     bundle = bundles.load(args.model)
     judges = [bundles.load(args.judge)] if args.judge else []
     if any(judge.digest == bundle.digest for judge in judges):
@@ -115,59 +116,73 @@ def run(args: argparse.Namespace) -> int:
     train = clips.read_manifest(args.train, args.fit_clips)
     prompts = [suite.long_caption(entry) for entry in held_out[: args.clips]]
     clips.check_classes(train)
+    if not any(entry["split"] == "train" for entry in train):
+        raise errors.UserError(
+            f"none of the {len(train)} clips of --train {args.train} is of the split 'train', "
+            "to ask for what was memorized: take more of them"
+        )
     given, made_in = folders.named(args.folder), ways(bundle, args.best_of)
     if shared := sorted(set(given) & set(made_in)):
         raise errors.UserError(
             f"--folder {shared[0]}: the report has clips of that name, choose another"
         )
     files = {name: clips.choose(path, prompts) for name, path in given.items()}
-    # All that is given is read first: a damaged clip must not be found after hours.
-    rate = bundle.token_spec.sample_rate
-    to_fit_on, to_measure = (clips.read_real(entries, rate) for entries in (train, held_out))
-    made = {name: clips.read_clips(paths, rate) for name, paths in files.items()}
-    for name, options in made_in.items():
-        files[name] = clips.generate(bundle, prompts, args.out / "clips", name, **options)
-        made[name] = clips.read_generated(files[name], rate)
+    # Clips and embeddings go there as they come, the report when it is whole.
+    with staging.staged(args.out, last="report.json") as unfinished:
+        # All that is given is read first: a damaged clip must not be found after hours.
+        rate = bundle.token_spec.sample_rate
+        to_fit_on, to_measure = (clips.read_real(entries, rate) for entries in (train, held_out))
+        made = {name: clips.read_clips(paths, rate) for name, paths in files.items()}
+        for name, options in made_in.items():
+            files[name] = clips.generate(bundle, prompts, args.out / "clips", name, **options)
+            made[name] = clips.read_generated(files[name], rate)
 
-    with clips.Bars() as bars:
-        measured = suite.Suite(
-            bundle=bundle,
-            judges=judges,
-            train=to_fit_on,
-            held_out=to_measure,
-            cache=embeddings.Cache(args.out / "embeddings"),
-            vggish=published_vggish,
-            audioset=audioset,
-            progress=bars.move,
+        with clips.Bars() as bars:
+            measured = suite.Suite(
+                bundle=bundle,
+                judges=judges,
+                train=to_fit_on,
+                held_out=to_measure,
+                cache=embeddings.Cache(args.out / "embeddings"),
+                vggish=published_vggish,
+                audioset=audioset,
+                progress=bars.move,
+            )
+            tables = measured.tables(made, greedy(bundle))
+        tables.append(figures.size_table(bundles.find(args.model), bundle))
+        opening = (
+            f"{bundle.name}, digest {bundle.digest[:12]}, on combinations of attributes that "
+            f"training never saw: clips of {len(prompts)} long captions, {clips.SECONDS:g} s each. "
+            "In brackets 95 % intervals: Wilson's of shares of clips, the bootstrap's of other "
+            "means."
         )
-        tables = measured.tables(made, greedy(bundle))
-    tables.append(figures.size_table(bundles.find(args.model), bundle))
-    opening = (
-        f"{bundle.name}, digest {bundle.digest[:12]}, on combinations of attributes that training "
-        f"never saw: clips of {len(prompts)} long captions, {clips.SECONDS:g} s each. In brackets "
-        "95 % intervals."
-    )
-    players = {
-        prompt: {name: os.path.relpath(paths[i], args.out) for name, paths in files.items()}
-        | {"real": os.path.relpath(held_out[i]["path"], args.out)}
-        for i, prompt in enumerate(prompts)
-    }
-    text = report.markdown(opening, tables)
-    record = {
-        "bundle": {"name": bundle.name, "digest": bundle.digest},
-        "tables": [table.record() for table in tables],
-    }
-    for name, content in (
-        ("report.md", text + "\n"),
-        ("report.html", page.page(f"Evaluation of {bundle.name}", opening, tables, players)),
-        ("report.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
-    ):
-        bundles.write_beside(args.out / name, content.encode())
+        players = {
+            prompt: {name: os.path.relpath(paths[i], args.out) for name, paths in files.items()}
+            | {"real": os.path.relpath(held_out[i]["path"], args.out)}
+            for i, prompt in enumerate(prompts)
+        }
+        text = report.markdown(opening, tables)
+        record = {
+            "bundle": {"name": bundle.name, "digest": bundle.digest},
+            "tables": [table.record() for table in tables],
+        }
+        for name, content in (
+            ("report.md", text + "\n"),
+            ("report.html", page.page(f"Evaluation of {bundle.name}", opening, tables, players)),
+            ("report.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
+        ):
+            (unfinished / name).write_text(content, encoding="utf-8")
     if args.readme:
-        readme = args.readme.read_text(encoding="utf-8")  # as it is now: work went on meanwhile
         chosen = [table for table in tables if table.title in README_TABLES]
-        section = report.markdown(opening, chosen)
-        bundles.write_beside(args.readme, report.insert(readme, section).encode())
+        document = clips.read_text(args.readme, mend)  # as it is now: work went on meanwhile
+        document = report.insert(document, report.markdown(opening, chosen))
+        try:
+            bundles.write_beside(args.readme, document.encode())
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write {args.readme} ({error.strerror}): make it so that it can be, and "
+                f"start again; {args.out} has the report"
+            ) from error
     print(args.out / "report.html")
     return exit_codes.DONE
 

@@ -14,6 +14,9 @@ from musiclm.bin import sampled_clips
 class TrainedClips:
     """Clips of a bundle, one stage of which is trained anew.
 
+    No tokenizer: what clips are measured by, and what is known of them by the bundle's digest,
+    stays the bundle's.
+
     Attributes:
       clips: which are made and measured, and of which bundle.
       stage: the component of the bundle that is replaced.
@@ -27,10 +30,15 @@ class TrainedClips:
     trained_on: str
 
     def __post_init__(self):
-        if self.stage not in (*bundles.COMPONENTS, *bundles.OPTIONAL):
+        stages = [
+            name
+            for name in (*bundles.COMPONENTS, *bundles.OPTIONAL)
+            if name not in bundles.TOKENIZERS
+        ]
+        if self.stage not in stages:
             raise ValueError(
-                f"TrainedClips.stage is {self.stage!r}: give one of "
-                f"{(*bundles.COMPONENTS, *bundles.OPTIONAL)}"
+                f"TrainedClips.stage is {self.stage!r}: give one of {', '.join(stages)}; clips are "
+                "measured by the bundle's own tokenizers"
             )
 
     @property

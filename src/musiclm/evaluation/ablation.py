@@ -109,7 +109,7 @@ class Outcome:
 
     Attributes:
       run: the digest of all that decides it: equal runs have equal ones.
-      code: digest of the program that made it; "" if nothing did.
+      codes: digests of the versions of the program that were at it.
       curves: by metric; empty if it did not end well.
       items: what the figure is the mean of, by metric, where that is known; the i-th of every run
         is of the same thing, such as a caption.
@@ -117,7 +117,7 @@ class Outcome:
     """
 
     run: str
-    code: str = ""
+    codes: Sequence[str] = ()
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
     items: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     missing: str = ""
@@ -259,7 +259,7 @@ def record(study: Study, outcomes: Mapping[tuple[str, int], Outcome]) -> dict[st
                 "variant": name,
                 "seed": seed,
                 "run": outcome.run,
-                "code": outcome.code,
+                "codes": outcome.codes,
                 "curves": outcome.curves,
                 "missing": outcome.missing,
             }
@@ -324,7 +324,7 @@ def markdown(study: Study, outcomes: Mapping[tuple[str, int], Outcome], title: s
         )
     if study.caveat:
         page.append(study.caveat)
-    programs = {outcome.code for outcome in outcomes.values()} - {""}
+    programs = {code for outcome in outcomes.values() for code in outcome.codes}
     if len(programs) > 1:
         page.append(
             "**These runs were made by different versions of the program**: what sets them "

@@ -4,6 +4,7 @@ N: items, R: resamples, G: groups.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -27,7 +28,7 @@ def mean(values_N: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Estimat
     """The mean of independent items and its percentile bootstrap interval.
 
     Args:
-      values_N: one figure an item, such as 1 and 0 for right and wrong.
+      values_N: one figure an item; of those that are right or wrong see `share`.
       level: how often the interval shall cover the true mean.
       seed: of the resampling; the same values and seed give the same interval.
 
@@ -48,6 +49,40 @@ def mean(values_N: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Estimat
     )
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(values_N.mean()), float(low), float(high), len(values_N))
+
+
+def share(right_N: np.ndarray, *, level: float = 0.95) -> Estimate:
+    """The share of items that are right, and Wilson's interval.
+
+    Where all are right, or none is, the bootstrap of `mean` would find nothing that could move.
+
+    Args:
+      right_N: 1 and 0, or bool; what is between them, the chance of an item that ties decide,
+        counts as so much, and the interval is rather too wide.
+      level: how often the interval shall cover the true share.
+
+    Raises:
+      ValueError: there is no item, or a value is not from 0 to 1.
+    """
+    right_N = np.asarray(right_N, np.float64)
+    if right_N.ndim != 1 or not len(right_N) or not ((right_N >= 0) & (right_N <= 1)).all():
+        raise ValueError(f"values of shape {right_N.shape}: give one from 0 to 1 an item")
+    return wilson(float(right_N.sum()), len(right_N), level=level)
+
+
+def wilson(successes: float, trials: int, *, level: float = 0.95) -> Estimate:
+    """A share and Wilson's interval, which stays within 0 and 1 and has a width at both ends.
+
+    Raises:
+      ValueError: there is no trial, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(f"{successes} successes of {trials}: give 0 to all of one or more")
+    z = scipy.stats.norm.ppf((1 + level) / 2)
+    share, weight = successes / trials, z**2 / trials
+    centre = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
+    return Estimate(share, float(max(0.0, centre - half)), float(min(1.0, centre + half)), trials)
 
 
 def jackknife(

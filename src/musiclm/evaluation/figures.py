@@ -28,7 +28,8 @@ from musiclm.evaluation import (
 from musiclm.evaluation.report import Table
 
 _K = 10  # depth of recall
-_LEAST_EXTRAPOLATED = 20  # vectors
+_LEAST_EXTRAPOLATED = 20  # clips
+_RANKED = 5  # clips from either end
 
 Descriptions = Sequence[adherence.Description]
 Truths = Sequence[Mapping[str, str]]
@@ -54,7 +55,7 @@ def adherence_tables(
         head=("", *questions),
         rows=(
             *(
-                (source, *(bootstrap.mean(by_question[q]) for q in questions))
+                (source, *(bootstrap.share(by_question[q]) for q in questions))
                 for source, by_question in right.items()
             ),
             ("commonest class", *(commonest[q] for q in questions)),
@@ -107,11 +108,46 @@ def distance_table(
     )
 
 
+def ranking_table(
+    reference_MWD: np.ndarray,
+    sources: Mapping[str, np.ndarray],
+    prompts: Sequence[str],
+    rests_on: str,
+) -> Table:
+    """Which clips are nearest to the real ones and which farthest, by each one's own distance.
+
+    Args:
+      reference_MWD: vectors of real clips.
+      sources: vectors [N, W, D] by source, of two windows or more.
+      prompts: of the clips.
+      rests_on: what the vectors are.
+    """
+    dimension = reference_MWD.shape[-1]
+    order = {
+        source: frechet.rank_clips(reference_MWD.reshape(-1, dimension), vectors_NWD)
+        for source, vectors_NWD in sources.items()
+    }
+    last = len(prompts)
+    places = [place for place in range(last) if place < _RANKED or place >= last - _RANKED]
+    return Table(
+        title="Nearest and farthest clips",
+        note=f"the prompts of the {_RANKED} clips of each source whose windows are nearest to the "
+        f"real ones by Fréchet distance, and of the {_RANKED} farthest. A ranking only: a clip "
+        "has too few windows for its distance to be a figure.",
+        rests_on=(rests_on,),
+        head=("", *order),
+        rows=tuple(
+            (str(place + 1), *(prompts[order_N[place]] for order_N in order.values()))
+            for place in places
+        ),
+    )
+
+
 def _extrapolated(reference_MWD: np.ndarray, vectors_NWD: np.ndarray) -> float | str:
-    """FAD∞ over pooled vectors, or "" of so few that their number can't be varied."""
-    pooled = (x.reshape(-1, x.shape[-1]) for x in (reference_MWD, vectors_NWD))
-    enough = vectors_NWD.shape[0] * vectors_NWD.shape[1] >= _LEAST_EXTRAPOLATED
-    return frechet.extrapolate(*pooled).value if enough else ""
+    """FAD∞, or "" of so few clips that their number can't be varied."""
+    if len(vectors_NWD) < _LEAST_EXTRAPOLATED:
+        return ""
+    return frechet.extrapolate(reference_MWD, vectors_NWD).value
 
 
 def divergence_table(
@@ -378,8 +414,9 @@ def memorization_table(
     """Memorization over the length of the prompt; see `memorization.measure`."""
     return Table(
         title="Memorization",
-        note="after the condition and the first tokens of training clips the semantic stage goes "
-        "on greedily for 5 s: how often token by token as the clip does, and how often so near "
+        note="after MuLan's codes of the sound, also of a stage trained on those of captions, and "
+        f"the first tokens of {found[0].exact.n} training clips the semantic stage goes on "
+        "greedily for 5 s: how often token by token as the clip does, and how often so near "
         f"(transport cost below {cost_below:.2f}) that of pairs that have nothing to do with each "
         "other one in 10,000 is.",
         rests_on=(rests_on,),

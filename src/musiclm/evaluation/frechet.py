@@ -88,6 +88,14 @@ def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
     return distance(fit(x_ND), fit(y_MD))
 
 
+def fit_clips(x_NWD: np.ndarray) -> Gaussian:
+    """The Gaussian of all vectors of a set of clips; see `fit`."""
+    x_NWD = np.asarray(x_NWD)
+    if x_NWD.ndim != 3:
+        raise ValueError(f"clips of shape {x_NWD.shape}: give the vectors of each, [N, W, D]")
+    return fit(x_NWD.reshape(-1, x_NWD.shape[2]))
+
+
 def of_clips(reference_MWD: np.ndarray, x_NWD: np.ndarray) -> bootstrap.Estimate:
     """d² of two sets of clips, all vectors of a set pooled, with an interval over clips.
 
@@ -96,10 +104,9 @@ def of_clips(reference_MWD: np.ndarray, x_NWD: np.ndarray) -> bootstrap.Estimate
     Raises:
       ValueError: as `frechet_distance`, or there are fewer than three clips.
     """
-    dimension = x_NWD.shape[-1]
-    reference = fit(reference_MWD.reshape(-1, dimension))
+    reference = fit_clips(reference_MWD)
     return bootstrap.jackknife(
-        lambda chosen: distance(reference, fit(x_NWD[chosen].reshape(-1, dimension))), len(x_NWD)
+        lambda chosen: distance(reference, fit_clips(x_NWD[chosen])), len(x_NWD)
     )
 
 
@@ -108,8 +115,8 @@ class Extrapolation:
     """FAD∞ (Chong & Forsyth, arXiv 1911.07023; Gui et al., arXiv 2311.01616).
 
     Attributes:
-      value: the distance at infinitely many vectors, by a line over 1 / n.
-      slope: of that line: how much a set of n is off, times n.
+      value: the distance at infinitely many clips, by a line over 1 / n.
+      slope: of that line: how much a set of n clips is off, times n.
       r_squared: how well the line fits, up to 1.
     """
 
@@ -119,39 +126,42 @@ class Extrapolation:
 
 
 def extrapolate(
-    reference_ND: np.ndarray,
-    x_MD: np.ndarray,
+    reference_MWD: np.ndarray,
+    x_NWD: np.ndarray,
     *,
     smallest: int | None = None,
     num_sizes: int = 15,
     seed: int = 0,
 ) -> Extrapolation:
-    """The distance of a set to a reference as it would be with infinitely many vectors.
+    """The distance of a set of clips to a reference as it would be with infinitely many clips.
 
     Subsets of several sizes are drawn without replacement: with it, doubles narrow the covariance
-    and bend the line.
+    and bend the line. A clip is drawn with all its vectors: these are alike, and what a small set
+    lacks is other clips.
 
     Args:
-      reference_ND: stays whole.
-      x_MD: the set in question.
-      smallest: subset; None takes a fifth of the set.
+      reference_MWD: stays whole.
+      x_NWD: the set in question; W is 1 where a clip has a single vector.
+      smallest: clips of a subset; None takes a fifth of the set.
       num_sizes: subsets, evenly spaced in size up to the whole set.
       seed: of the draws.
 
     Raises:
       ValueError: as `frechet_distance`, or the subsets would not be of different sizes.
     """
-    reference, x_MD = fit(reference_ND), np.asarray(x_MD, np.float64)
-    fit(x_MD)  # the whole set is checked before any part of it
-    smallest = max(2, len(x_MD) // 5) if smallest is None else smallest
-    if num_sizes < 2 or not 2 <= smallest <= len(x_MD) - num_sizes + 1:
+    reference, x_NWD = fit_clips(reference_MWD), np.asarray(x_NWD, np.float64)
+    fit_clips(x_NWD)  # the whole set is checked before any part of it
+    smallest = max(2, len(x_NWD) // 5) if smallest is None else smallest
+    if num_sizes < 2 or not 2 <= smallest <= len(x_NWD) - num_sizes + 1:
         raise ValueError(
-            f"{num_sizes} subsets of {smallest} to {len(x_MD)} vectors: give more vectors, or "
-            "fewer or smaller subsets"
+            f"{num_sizes} subsets of {smallest} to {len(x_NWD)} clips: give more clips, or fewer "
+            "or smaller subsets"
         )
     rng = np.random.default_rng(seed)
-    sizes = np.linspace(smallest, len(x_MD), num_sizes).round().astype(int)
-    distances = np.array([distance(reference, fit(rng.permutation(x_MD)[:size])) for size in sizes])
+    sizes = np.linspace(smallest, len(x_NWD), num_sizes).round().astype(int)
+    distances = np.array(
+        [distance(reference, fit_clips(rng.permutation(x_NWD)[:size])) for size in sizes]
+    )
     slope, value = np.polyfit(1 / sizes, distances, 1)
     residual = np.sum((distances - (value + slope / sizes)) ** 2)
     total = np.sum((distances - distances.mean()) ** 2)

@@ -7,7 +7,6 @@ N answers, K systems.
 """
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ import scipy.sparse.csgraph
 import scipy.stats
 
 from musiclm.errors import UserError
-from musiclm.evaluation import report
-from musiclm.evaluation.bootstrap import Estimate
+from musiclm.evaluation import bootstrap, report
 from musiclm.evaluation.listening_answers import Answer, Key, Participant
 
 # `listening_answers.SCALE` where it no longer matters which was A.
@@ -33,21 +31,6 @@ _TOLERANCE = 1e-10
 
 
 # Statistics -------------------------------------------------------------------------------------
-
-
-def wilson(successes: int, trials: int, *, level: float = 0.95) -> Estimate:
-    """A share and Wilson's interval, which stays within 0 and 1 and has a width at both ends.
-
-    Raises:
-      ValueError: there is no trial, or more successes than trials.
-    """
-    if not 0 <= successes <= trials or not trials:
-        raise ValueError(f"{successes} successes of {trials}: give 0 to all of one or more")
-    z = scipy.stats.norm.ppf((1 + level) / 2)
-    share, weight = successes / trials, z**2 / trials
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
-    return Estimate(share, float(max(0.0, centre - half)), float(min(1.0, centre + half)), trials)
 
 
 def bradley_terry(wins_KK: np.ndarray) -> np.ndarray:
@@ -171,7 +154,7 @@ def _systems(systems: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> dict
         figures[system] = {
             "answers": trials,
             "wins": wins,
-            "win_rate": wilson(wins, trials) if trials else None,
+            "win_rate": bootstrap.wilson(wins, trials) if trials else None,
         }
     return figures
 

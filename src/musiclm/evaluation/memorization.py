@@ -167,8 +167,8 @@ def measure(
         results.append(
             Memorization(
                 length,
-                bootstrap.mean((made_NT == true_NT).all(axis=1)),
-                bootstrap.mean(costs_N < cost_below),
+                bootstrap.share((made_NT == true_NT).all(axis=1)),
+                bootstrap.share(costs_N < cost_below),
                 bootstrap.mean(token_entropy(made_NT)),
             )
         )

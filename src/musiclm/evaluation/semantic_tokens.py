@@ -81,22 +81,6 @@ def purity(tokens_NT: np.ndarray, classes: Sequence | np.ndarray) -> bootstrap.E
     return bootstrap.mean((count_ZY.argmax(axis=1)[token_NT] == class_NT).mean(axis=1))
 
 
-def cluster_purity(tokens_NT: np.ndarray, classes: Sequence | np.ndarray) -> bootstrap.Estimate:
-    """Share of frames whose token is the commonest of their class: 1 for a single cluster.
-
-    It falls as clusters become more than classes; HuBERT reports it beside `purity`, which rises.
-
-    Args:
-      tokens_NT: semantic tokens.
-      classes: [N] or [N, T], see `pnmi`.
-
-    Raises:
-      ValueError: as in `pnmi`.
-    """
-    token_NT, class_NT, count_ZY = _count(tokens_NT, classes)
-    return bootstrap.mean((count_ZY.argmax(axis=0)[class_NT] == token_NT).mean(axis=1))
-
-
 def _count(
     tokens_NT: np.ndarray, classes: Sequence | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

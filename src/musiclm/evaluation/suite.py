@@ -6,7 +6,6 @@ Shapes: B batch, N clips, T samples or frames, D embedding.
 import dataclasses
 import functools
 import hashlib
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,8 +22,8 @@ from musiclm.evaluation import (
     figures,
     likelihood,
     memorization,
-    notes,
     semantic_tokens,
+    sources,
     tagger,
 )
 from musiclm.evaluation.report import Table
@@ -42,13 +41,16 @@ _TAG_WORDS = {
 _SHUFFLES = 4  # versions of each clip that the semantic stage shall find less likely
 _MEMORIZED = 64  # training clips that it is asked to go on with
 _PROMPT_SECONDS = (0, 1, 2, 5)
+_TIMBRE = "cepstra of 0.96 s windows, without trained weights"
 _VGGISH = "vggish"
 _AUDIOSET = "audioset"
 _VISQOL_CLIPS = 8  # it takes seconds a clip
-# Of the code that describes clips, as it was loaded: what another version computed is not taken.
-_CODE = hashlib.sha256(
-    "".join(map(inspect.getsource, (descriptors, embeddings, notes))).encode()
-).hexdigest()
+# Of the code that describes clips: what another version computed is not taken.
+_CODE = sources.digest(
+    "audio.py",
+    *(f"evaluation/{name}.py" for name in ("descriptors", "embeddings", "notes")),
+    *("models", "nn", "tokens"),
+)
 
 Progress = Callable[[str, int, int], None]
 # go_on(condition [N, Q], first tokens [N, T'], T): semantic tokens [N, T] that begin so, greedily.
@@ -135,6 +137,7 @@ class Suite:
         return [
             *figures.adherence_tables(self.judge, seen, real.truths, self.fitted_on),
             self.distance_table(seen),
+            self.ranking_table({source: seen[source] for source in made}, real.prompts),
             *self.divergence_tables(seen),
             self.cosine_table(seen, real.prompts),
             *self.mulan_tables(),
@@ -274,7 +277,7 @@ class Suite:
     def distance_table(self, seen: Mapping[str, Sequence[embeddings.Arrays]]) -> Table:
         """Fréchet distances to the training clips."""
         own = next(iter(self.mulans))
-        spaces = {"timbre": "cepstra of 0.96 s windows, without trained weights", own: own}
+        spaces = {"timbre": _TIMBRE, own: own}
         short = {"timbre": "timbre", own: "MuLan"}
         if self.vggish is not None:
             spaces[_VGGISH] = f"VGGish ({self._vggish_digest})"
@@ -287,6 +290,21 @@ class Suite:
             vectors(self.fitted[::2]),
             {source: vectors(looked) for source, looked in seen.items()},
             {short[space]: told for space, told in spaces.items()},
+        )
+
+    def ranking_table(
+        self, seen: Mapping[str, Sequence[embeddings.Arrays]], prompts: Sequence[str]
+    ) -> Table:
+        """Clips by their own distances to the training clips, of which a MuLan has one vector."""
+
+        def vectors(looked: Sequence[embeddings.Arrays]) -> np.ndarray:
+            return np.stack([one["timbre"] for one in looked])
+
+        return figures.ranking_table(
+            vectors(self.fitted[::2]),
+            {source: vectors(looked) for source, looked in seen.items()},
+            prompts,
+            _TIMBRE,
         )
 
     def codec_table(self, waveform_NT: np.ndarray) -> Table:
@@ -315,7 +333,7 @@ class Suite:
         )
 
     def mulan_tables(self) -> list[Table]:
-        """Of the bundle's MuLan on real clips."""
+        """Of the bundle's MuLan on real clips; as a tagger if there are classes to tell apart."""
         name, mulan = next(iter(self.mulans.items()))
         audio_ND, long_ND = _audio(self.real, name), mulan.embed_text(self.held_out.prompts)
         rng = np.random.default_rng(0)
@@ -324,23 +342,27 @@ class Suite:
             for entry in self.held_out.entries
         ]
         classes = {
-            question: sorted({truth[question] for truth in self.held_out.truths})
+            question: names
             for question in _TAG_WORDS
+            if len(names := sorted({truth[question] for truth in self.held_out.truths})) > 1
         }
         words = {
             question: (names, mulan.embed_text([_TAG_WORDS[question].format(n) for n in names]))
             for question, names in classes.items()
         }
         train = (_audio(self.fitted[::2], name), self.train.truths)
-        return [
+        tables = [
             figures.retrieval_table(
                 {"long": long_ND, "any": mulan.embed_text(drawn)}, audio_ND, name
             ),
             figures.agreement_table(
                 mulan.quantize(long_ND, "text"), mulan.quantize(audio_ND, "audio"), name
             ),
-            figures.probe_table(words, train, (audio_ND, self.held_out.truths), name),
         ]
+        if words:
+            test = (audio_ND, self.held_out.truths)
+            tables.append(figures.probe_table(words, train, test, name))
+        return tables
 
     def semantic_table(self) -> Table:
         """Of semantic tokens on real clips."""
@@ -402,9 +424,12 @@ class Suite:
             every_NT[pairs_P2[:, 0], compared], every_NT[pairs_P2[:, 1], compared], centroids_KD
         )
         cost_below = memorization.threshold(costs_P)
-        examples_NT = every_NT[:_MEMORIZED]
-        mulan = next(iter(self.mulans.values()))
-        condition_NQ = mulan.encode_text(self.train.prompts[:_MEMORIZED])
+        # The corpus's validation clips are none that training saw.
+        trained_on = [i for i, entry in enumerate(self.train.entries) if entry["split"] == "train"]
+        chosen = trained_on[:_MEMORIZED]
+        examples_NT = every_NT[chosen]
+        name, mulan = next(iter(self.mulans.items()))
+        condition_NQ = mulan.quantize(_audio(self.fitted[::2], name)[chosen], "audio")
         given = [second * self.semantic.frame_rate for second in _PROMPT_SECONDS]
         found = memorization.measure(
             lambda count: go_on(condition_NQ, examples_NT[:, :count], count + num_tokens)[

@@ -177,4 +177,4 @@ def linear_probe(
         raise ValueError(f"a single class, {train_classes_N[0]}: give two or more to learn from")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     heard_M = probe.fit(train_ND, train_classes_N).predict(test_MD)
-    return bootstrap.mean(heard_M == test_classes_M)
+    return bootstrap.share(heard_M == test_classes_M)

@@ -55,7 +55,7 @@ def retrieval_figures(
     similarity_NN = np.round(text_ND @ audio_ND.T, 6)
     figures = {}
     for way, matrix in (("text_to_audio", similarity_NN), ("audio_to_text", similarity_NN.T)):
-        figures[f"{way}/recall_at_{k}"] = bootstrap.mean(retrieval.hits_at_k(matrix, k))
+        figures[f"{way}/recall_at_{k}"] = bootstrap.share(retrieval.hits_at_k(matrix, k))
         figures[f"{way}/mean_average_precision"] = bootstrap.mean(
             retrieval.average_precisions(matrix)
         )
