@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from musiclm import errors
+from musiclm import bundle, errors
 
 NAME = "manifest.jsonl"
 CAPTION_KINDS = ("short", "long", "playlist", "tags")
@@ -44,6 +44,7 @@ class Caption:
     def __post_init__(self):
         if self.kind not in CAPTION_KINDS:
             raise ValueError(f"a caption's kind is {self.kind!r}: choose one of {CAPTION_KINDS}")
+        _check_text(f"the text of a {self.kind} caption", self.text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,28 +74,47 @@ class Clip:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        _check_text("file", self.file)
+        _check_text(f"{self.file}: sha256", self.sha256)
         if isinstance(self.seconds, str) or not 0 <= self.seconds < math.inf:
             raise ValueError(f"{self.file}: seconds is {self.seconds!r}: give a duration")
         for name in ("sample_rate", "channels"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{self.file}: {name} is {value!r}: give a number from 1")
-        check_told(self.file, self.split, self.attributes)
+        check_told(self.file, self.split, self.licence, self.attributes)
 
 
 _OWN = tuple(f.name for f in dataclasses.fields(Clip) if f.name not in ("captions", "attributes"))
 
 
-def check_told(name: str, split: str, attributes: Mapping[str, Any]) -> None:
+def check_told(name: str, split: str, licence: str, attributes: Mapping[str, Any]) -> None:
     """Holds what is told of a clip against what a manifest can say, before its audio is read.
 
     Raises:
-      ValueError: no such split, or attributes with names that the fields of `Clip` have.
+      ValueError: no such split, a licence that is no text, or attributes with names that the
+        fields of `Clip` have, or with text that is not Unicode.
     """
     if split not in SPLITS:
         raise ValueError(f"{name}: split is {split!r}: choose one of {SPLITS}")
+    _check_text(f"{name}: licence", licence)
     if taken := {*_OWN, "captions", "attributes"}.intersection(attributes):
         raise ValueError(f"{name}: attributes named {sorted(taken)}: rename them")
+    _check_text(f"{name}: attributes", json.dumps(dict(attributes), ensure_ascii=False))
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can say it: names of files, and JSON, may hold lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str) or not is_unicode(value):
+        raise ValueError(f"{what} is {value!r}: give text in UTF-8")
 
 
 def split_of(group: str, *, validation: float = 0.01, test: float = 0.01) -> str:
@@ -105,7 +125,9 @@ def split_of(group: str, *, validation: float = 0.01, test: float = 0.01) -> str
       validation: fraction of the groups.
       test: fraction of the groups.
     """
-    place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+    # A path need not be Unicode.
+    content = group.encode("utf-8", "surrogatepass")
+    place = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
@@ -148,25 +170,30 @@ def loads(line: str | bytes) -> Clip:
     return Clip(**own, captions=captions, attributes=record)
 
 
-def iterate(corpus: str | os.PathLike) -> Iterator[Clip]:
+def iterate(corpus: str | os.PathLike, *, name: str | None = None) -> Iterator[Clip]:
     """The clips one by one, in the file's order.
 
     Args:
       corpus: the corpus's folder, or the manifest: `.jsonl` or `.parquet`.
+      name: what errors call the manifest, if that is not its path.
 
     Raises:
       ManifestError: no such file, or a record that is no clip.
     """
     path = path_of(corpus)
+    name = name or str(path)
     if not path.is_file():
-        raise ManifestError(f"no manifest at {path}: build the corpus first, or check the path")
-    records = _parquet_lines(path) if path.suffix == ".parquet" else _lines(path)
-    for number, line in records:
+        raise ManifestError(f"no manifest at {name}: build the corpus first, or check the path")
+    if path.suffix == ".parquet":
+        records, parse = _rows(path, name), _clip_of
+    else:
+        records, parse = _lines(path), loads
+    for number, record in records:
         try:
-            clip = loads(line)
-        except (ValueError, TypeError) as error:
+            clip = parse(record)
+        except (ValueError, TypeError, RecursionError) as error:
             raise ManifestError(
-                f"{path}, record {number}: {error}; mend it there, or build the corpus again"
+                f"{name}, record {number}: {error}; mend it there, or build the corpus again"
             ) from None
         yield clip
 
@@ -195,16 +222,12 @@ def write(corpus: str | os.PathLike, clips: Iterable[Clip]) -> Path:
     """
     path = path_of(corpus)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with bundle.beside(path) as unfinished:
         if path.suffix == ".parquet":
-            _write_parquet(beside, clips)
+            _write_parquet(unfinished, clips)
         else:
-            with beside.open("w", encoding="utf-8") as out:
+            with unfinished.open("w", encoding="utf-8") as out:
                 out.writelines(dumps(clip) + "\n" for clip in clips)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 
@@ -235,18 +258,26 @@ _SCHEMA = pyarrow.schema(
 _ROWS_A_GROUP = 10_000
 
 
-def _parquet_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _rows(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(_ROWS_A_GROUP):
-            for record in batch.to_pylist():
+            for row in batch.to_pylist():
                 number += 1
-                yield number, json.dumps(record | json.loads(record.pop("attributes", "{}")))
+                yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise ManifestError(
-            f"{path} is no Parquet file, or damaged after record {number} ({error}): build the "
+            f"{name} is no Parquet file, or damaged after record {number} ({error}): build the "
             "corpus again"
         ) from None
+
+
+def _clip_of(row: dict[str, Any]) -> Clip:
+    """The clip of a row; raises as `loads`."""
+    text = row.pop("attributes", "{}")
+    if not isinstance(text, str) or not isinstance(attributes := json.loads(text), dict):
+        raise ValueError(f"attributes is {text!r}: give a JSON object, as text")
+    return loads(json.dumps(row | attributes))
 
 
 def _write_parquet(path: Path, clips: Iterable[Clip]) -> None:

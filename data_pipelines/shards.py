@@ -120,26 +120,24 @@ def shard_name(stream: str, shard: int, num_shards: int) -> str:
 
 
 def write_shard(path: Path, records: Sequence[bytes]) -> Shard:
-    """Writes a file whole, beside its place first.
+    """Writes a file whole or not at all.
 
     Returns:
       What `dataset.json` is to say of it.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = array_record_module.ArrayRecordWriter(str(beside), WRITER_OPTIONS)
-    try:
-        for record in records:
-            writer.write(record)
-    finally:
-        writer.close()
-    shard = Shard(
-        name=path.name,
-        records=len(records),
-        bytes=beside.stat().st_size,
-        crc32c=crc32c_of(beside),
-    )
-    os.replace(beside, path)
-    return shard
+    with bundle.beside(path) as unfinished:
+        writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
+        try:
+            for record in records:
+                writer.write(record)
+        finally:
+            writer.close()
+        return Shard(
+            name=path.name,
+            records=len(records),
+            bytes=unfinished.stat().st_size,
+            crc32c=crc32c_of(unfinished),
+        )
 
 
 def crc32c_of(path: Path) -> str:

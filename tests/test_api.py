@@ -26,6 +26,13 @@ def test_one_prompt_is_one_waveform(model):
     assert clip._repr_html_().startswith("<audio controls")
 
 
+def test_the_shortest_clip(model):
+    clip = model.generate("slow piano", seconds=api.MIN_SECONDS, seed=3, best_of=2)
+    assert clip.samples.shape == (160,)
+    pieces = list(model.stream("slow piano", seconds=api.MIN_SECONDS, seed=3))
+    assert sum(map(len, pieces)) == 160
+
+
 def test_too_loud_a_clip_is_turned_down_as_a_whole():
     samples_T = np.array([0.5, -2.0, 1.0], np.float32)
     np.testing.assert_array_equal(api._within_full_scale(samples_T), samples_T / 2)
@@ -119,7 +126,13 @@ def test_parallel_decoding_needs_a_soundstorm(tiny_bundle):
 
 @pytest.mark.parametrize(
     "sampling",
-    [{"medium": {}}, {"fine": {"heat": 1}}, {"fine": {"temperature": -1}}, {"fine": {"top_k": 0}}],
+    [
+        {"medium": {}},
+        {"fine": {"heat": 1}},
+        {"fine": {"temperature": -1}},
+        {"fine": {"temperature": 10**400}},
+        {"fine": {"top_k": 0}},
+    ],
 )
 def test_wrong_sampling(model, sampling):
     with pytest.raises(musiclm.UserError, match="sampling"):
@@ -189,6 +202,10 @@ def test_wrong_melodies(model, melody_bundle, tmp_path):
     deaf = musiclm.MusicLM.from_pretrained(melody_bundle)
     np.save(tmp_path / "ragged.npy", np.array([[1], "a"], object), allow_pickle=True)
     (tmp_path / "none.npy").write_bytes(b"")
+    with open(tmp_path / "huge.npy", "wb") as file:
+        header = {"descr": "<i8", "fortran_order": False, "shape": (2**45,)}
+        np.lib.format.write_array_header_1_0(file, header)
+    (tmp_path / "open.npy").write_bytes(b"\x93NUMPY\x01\x00\x04\x00{'a'")
     tune = hummed(tmp_path / "tune.wav", 200, 300, 400)
     for music, melody, words in (
         (model, np.zeros((3, 2), int), "takes none: leave it out"),
@@ -200,6 +217,8 @@ def test_wrong_melodies(model, melody_bundle, tmp_path):
         (tuned, "nowhere.npy", "cannot read nowhere.npy"),
         (tuned, tmp_path / "ragged.npy", "cannot read"),
         (tuned, tmp_path / "none.npy", "cannot read"),
+        (tuned, tmp_path / "huge.npy", "cannot read .*huge.npy"),
+        (tuned, tmp_path / "open.npy", "cannot read .*open.npy"),
         (tuned, hummed(tmp_path / "short.wav", 200, 300), r"lasts 2.00 s: give 3 s"),
         (tuned, hummed(tmp_path / "silence.wav", 0, 0, 0), "is silent"),
         (tuned, hummed(tmp_path / "late.wav", 0, 0, 0, 200), "is silent"),
@@ -274,7 +293,7 @@ def test_wrong_stories(model, story):
 
 @given(
     seconds=st.one_of(
-        st.floats(max_value=0),
+        st.floats(max_value=api.MIN_SECONDS, exclude_max=True),
         st.floats(min_value=math.nextafter(api.MAX_SECONDS, math.inf)),
         st.just(math.nan),
         st.sampled_from(["10", None, True, 1j]),
@@ -292,7 +311,7 @@ def test_wrong_numbers_of_candidates(best_of):
 
 
 @given(
-    seconds=st.floats(min_value=0, max_value=api.MAX_SECONDS, exclude_min=True),
+    seconds=st.floats(min_value=api.MIN_SECONDS, max_value=api.MAX_SECONDS),
     seed=st.integers(min_value=0, max_value=api.MAX_SEED - 1),
 )
 def test_right_requests(seconds, seed):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import struct
 import wave
 
@@ -184,6 +185,16 @@ def _float_wav(samples_T):
     return buffer.getvalue()
 
 
+def _lying_flac():
+    """A FLAC that claims the most samples that its header can say."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, TONE_T, 16_000, format="FLAC")
+    data = bytearray(buffer.getvalue())
+    data[21] |= 0x0F  # of 36 bits, the last 4 of this byte are the first
+    data[22:26] = b"\xff" * 4
+    return bytes(data)
+
+
 @pytest.mark.parametrize("read", [audio.read_audio, audio.read_music])
 @pytest.mark.parametrize(
     ("name", "content", "told"),
@@ -193,6 +204,8 @@ def _float_wav(samples_T):
         ("nothing.wav", b"", r"nothing.wav is empty \(0 bytes\)"),
         ("header.wav", audio.wav_bytes(TONE_T, 16_000)[:20], "cannot read .*header.wav as audio"),
         ("absent.wav", None, r"cannot read .*absent.wav as audio \(No such file"),
+        ("liar.flac", _lying_flac(), "cannot read .*liar.flac as audio"),
+        ("\ud800.wav", None, r"cannot read .* as audio \(.*surrogates"),
     ],
 )
 def test_what_is_no_audio_is_refused_by_name(tmp_path, read, name, content, told):
@@ -200,6 +213,14 @@ def test_what_is_no_audio_is_refused_by_name(tmp_path, read, name, content, told
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=told):
         read(tmp_path / name, 16_000, *([3.0] if read is audio.read_music else []))
+
+
+def test_a_name_need_not_be_unicode(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    audio.write_wav(path, TONE_T, 16_000, PROVENANCE)
+    assert audio.read_audio(path, 16_000).shape == TONE_T.shape
+    assert audio.read_facts(path)["format"] == "WAV"
+    assert audio.read_provenance(path) == {"generated": True, **PROVENANCE}
 
 
 def test_a_folder_is_no_audio(tmp_path):

@@ -1,6 +1,7 @@
 """Components and bundles: round trips, and every way in which a file can be wrong."""
 
 import dataclasses
+import errno
 import json
 
 import numpy as np
@@ -81,6 +82,23 @@ def test_a_soundstorm_is_sealed_where_there_is_one(sealed):
         bundle.load(sealed)
 
 
+@pytest.mark.parametrize("failing", ["pathlib.Path.write_bytes", "os.replace"])
+def test_half_a_file_does_not_stay(tmp_path, monkeypatch, failing):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def full(beside, *_):
+        with open(beside, "wb") as file:
+            file.write(b"ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, full)
+        with pytest.raises(OSError, match="No space"):
+            bundle.write_beside(path, b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.bin", b"old")]
+
+
 def test_values_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(bundle.BundleError, match="huge"):
         bundle.save_component(
@@ -113,6 +131,13 @@ def rewrite(**changes):
     return damage
 
 
+def nameless(directory):
+    path = directory / "bundle.json"
+    record = json.loads(path.read_text())
+    del record["name"]
+    path.write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -121,6 +146,8 @@ def rewrite(**changes):
         (lose_a_file, "mulan.safetensors is missing"),
         (rewrite(format=99), "format 99"),
         (rewrite(token_spec={"rate": 1}), "no MusicLM bundle"),
+        (rewrite(name=None), "no MusicLM bundle .*its name is None"),
+        (nameless, "no MusicLM bundle .*'name'"),
         (lambda d: (d / "bundle.json").write_text("{"), "no MusicLM bundle"),
         (lambda d: (d / "bundle.json").write_text("[]"), "no MusicLM bundle"),
         (lambda d: (d / "bundle.json").write_bytes(b"\xff\xfe"), "no MusicLM bundle"),

@@ -3,23 +3,21 @@
 T: frames, C: channels.
 """
 
-import functools
 import hashlib
 import io
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import soundfile
 
 from data_pipelines import manifest
 from data_pipelines.beam import storage
+from musiclm import audio
 
 # -80 dB of full scale: below it a file has nothing to hear.
 SILENCE = 1e-4
 # How much shorter than its manifest says a file may turn out: published durations are rounded.
 SECONDS_OFF = 1.0
-_BLOCK = 1 << 20  # frames that are decoded at once
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # of a RIFF file that was written to a pipe
 
 REASONS = (
@@ -95,10 +93,9 @@ def decode(data: bytes) -> tuple[np.ndarray, int]:
         raise BadAudio(reason, f"{error.error_string} It starts with {data[:16]!r}") from error
     with file:
         try:
-            blocks = list(_mono_blocks(file))
+            mono = audio.decode_mono(file)
         except soundfile.LibsndfileError as error:
             raise BadAudio("damaged", error.error_string) from error
-        mono = np.concatenate([np.zeros(0, np.float32), *blocks])
         if len(mono) < file.frames:
             raise BadAudio("truncated", f"{len(mono)} frames of {file.frames}")
         rate = file.samplerate
@@ -110,12 +107,6 @@ def decode(data: bytes) -> tuple[np.ndarray, int]:
     if peak < SILENCE:
         raise BadAudio("silent", f"no sample is louder than {peak:.2g}")
     return mono, rate
-
-
-def _mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    # Channel by channel: NumPy's mean along a short last axis takes longer than the decoding.
-    while len(block_TC := file.read(_BLOCK, dtype="float32", always_2d=True)):
-        yield functools.reduce(np.add, block_TC.T) / np.float32(file.channels)
 
 
 def _check_container(data: bytes) -> None:

@@ -85,7 +85,11 @@ def make(job: Job, options: PipelineOptions) -> str:
     _claim(job, corpora)
     for folder in (job.folder, storage.join(job.folder, "job")):
         storage.sweep(folder)
-    surveyed = _survey(job, manifests, grid, options)
+    try:
+        surveyed = _survey(job, manifests, grid, options)
+    except Exception:
+        _release(job)  # to be mended, and then it is another data set
+        raise
     digest = encoding.digest(
         job.encoder.digest,
         f"{job.encoder.batch_size} {job.window_seconds} {job.num_shards}",
@@ -162,7 +166,8 @@ def _claim(job: Job, corpora: str) -> None:
                 f"{job.folder} is for another data set ({told}): choose another --out, or delete it"
             )
         return
-    if strangers := sorted(storage.sizes(job.folder)):
+    lists = {survey.DEAD_LETTERS, survey.DUPLICATES}  # of a survey that failed
+    if strangers := sorted(storage.sizes(job.folder).keys() - lists):
         raise errors.UserError(
             f"{job.folder} has no {NAME}, but {strangers[0]}: choose another --out, or empty it"
         )
@@ -170,6 +175,12 @@ def _claim(job: Job, corpora: str) -> None:
         storage.write(path, (json.dumps(record, indent=1) + "\n").encode())
     except OSError as error:
         raise errors.UserError(f"cannot write {path} ({error}): choose another --out") from error
+
+
+def _release(job: Job) -> None:
+    """Gives the folder up, unless it has shards."""
+    if not any(name.endswith(".json") for name in storage.sizes(storage.join(job.folder, "job"))):
+        storage.remove(storage.join(job.folder, NAME))
 
 
 def _survey(

@@ -150,7 +150,7 @@ def _clips(
     with tempfile.TemporaryDirectory() as folder:
         local = pathlib.Path(folder) / name
         storage.fetch(path, local)
-        for line, clip in enumerate(manifest.iterate(local)):
+        for line, clip in enumerate(manifest.iterate(local, name=path)):
             if split in ("all", clip.split):
                 file = clip.file if "://" in clip.file else storage.join(home, clip.file)
                 yield (number, line), dataclasses.replace(clip, file=file)

@@ -43,7 +43,7 @@ class Grid:
     window_seconds: float
 
     def __post_init__(self):
-        if not self.window_seconds > 0:
+        if not 0 < self.window_seconds * self.ticks_a_second < math.inf:
             raise errors.UserError(
                 f"--window-seconds is {self.window_seconds:g}: give a positive number"
             )

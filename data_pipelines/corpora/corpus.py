@@ -52,7 +52,7 @@ class Listed:
     seconds: float | None = None
 
     def __post_init__(self):
-        manifest.check_told(self.name, self.split, self.attributes)
+        manifest.check_told(self.name, self.split, self.licence, self.attributes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,8 @@ def write(listed: Sequence[Listed], args: argparse.Namespace) -> Made:
     Raises:
       CorpusError: none of the clips can be used; nothing is written then.
     """
+    if not manifest.is_unicode(args.licence):
+        raise CorpusError(f"--licence is {args.licence!r}: give text in UTF-8")
     path = manifest.path_of(args.out)
     left_out: list[LeftOut] = []
     clips = []
@@ -170,10 +172,14 @@ def look_at(one: Listed, folder: Path) -> manifest.Clip | LeftOut:
     """
     if one.path is None or not one.path.is_file():
         return LeftOut(name=one.name, reason=MISSING)
+    path, folder = one.path.absolute(), folder.absolute()
+    file = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    if not manifest.is_unicode(file):
+        return LeftOut(name=one.name, reason="its name is not UTF-8")
     try:
-        info = soundfile.info(one.path)
-        with one.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        info = soundfile.info(os.fsencode(path))
+        with path.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except soundfile.LibsndfileError as error:
         return LeftOut(name=one.name, reason=f"cannot be read: {error.error_string.rstrip('.')}")
     except OSError as error:
@@ -182,9 +188,8 @@ def look_at(one: Listed, folder: Path) -> manifest.Clip | LeftOut:
         return LeftOut(name=one.name, reason="holds no sound")
     if one.seconds is not None and info.duration > one.seconds + SLACK_SECONDS:
         return LeftOut(name=one.name, reason="longer than its segment: cut it to start and end")
-    path, folder = one.path.absolute(), folder.absolute()
     return manifest.Clip(
-        file=path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path),
+        file=file,
         sha256=sha256,
         seconds=round(info.duration, 6),
         sample_rate=info.samplerate,

@@ -48,7 +48,7 @@ def _from_json(audio: Path) -> Mapping[str, Any]:
         return {}
     try:
         words = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise corpus.CorpusError(f"{path} is no JSON ({error}): mend or remove it") from None
     if not isinstance(words, dict):
         raise corpus.CorpusError(f'{path} holds no object: write {{"captions": […]}}')
@@ -68,7 +68,7 @@ def _from_csv(table: Path) -> dict[str, dict[str, Any]]:
 def _listed(name: str, path: Path | None, words: Mapping[str, Any]) -> corpus.Listed:
     attributes = dict(words)
     captions = attributes.pop("captions", [])
-    licence = attributes.pop("licence", "")
+    licence = attributes.pop("licence", None) or ""
     split = attributes.pop("split", "") or manifest.split_of(str(words.get("artist") or name))
     try:
         return corpus.Listed(

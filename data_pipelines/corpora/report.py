@@ -2,12 +2,12 @@
 
 import html
 import io
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from data_pipelines.corpora import corpus, facts, plots
+from musiclm import bundle
 
 _SHOWN = 20  # names in a list, before "and … more"
 _STYLE = """\
@@ -42,9 +42,8 @@ def write(made: corpus.Made, *, name: str) -> Path:
     own = made.manifest.stem
     path = made.manifest.with_name("report.html" if own == "manifest" else f"{own}.report.html")
     text = page(facts.count(made.manifest, made.left_out), name=name, where=str(made.manifest))
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    # Names of files need not be Unicode.
+    bundle.write_beside(path, text.encode("utf-8", "backslashreplace"))
     return path
 
 

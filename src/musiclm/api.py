@@ -36,6 +36,8 @@ DECODINGS = ("autoregressive", "parallel")
 INT8 = ("weights", "cache")
 # What may be said of each stage's drawing.
 SAMPLING = ("guidance", "temperature", "top_k", "top_p")
+# Shorter is no music, and at last no sample.
+MIN_SECONDS = 0.1
 MAX_SECONDS = 300.0
 # Of sound that is to be continued: what a coarse window is prompted with at the paper's size.
 MIN_CONTINUED_SECONDS = 3
@@ -51,7 +53,7 @@ class Request:
 
     Attributes:
       prompts: one clip each.
-      seconds: length of every clip.
+      seconds: length of every clip, from `MIN_SECONDS` to `MAX_SECONDS`.
       seed: of the first clip; the i-th takes seed + i.
       story: (second, text) in the order of time, that take over from the prompts.
       best_of: clips that are made of each prompt, of which one is kept.
@@ -70,9 +72,10 @@ class Request:
             raise UserError("no prompt: give at least one text, such as 'a calm flute melody'")
         for prompt in self.prompts:
             _check_prompt(prompt)
-        if not _is(self.seconds, numbers.Real) or not 0 < self.seconds <= MAX_SECONDS:
+        if not _is(self.seconds, numbers.Real) or not MIN_SECONDS <= self.seconds <= MAX_SECONDS:
             raise UserError(
-                f"seconds is {self.seconds}: give a number above 0 and up to {MAX_SECONDS:g}"
+                f"seconds is {self.seconds}: give a number from {MIN_SECONDS:g} up to "
+                f"{MAX_SECONDS:g}"
             )
         if not _is(self.best_of, numbers.Integral) or not 1 <= self.best_of <= MAX_BEST_OF:
             raise UserError(
@@ -252,7 +255,7 @@ class MusicLM:
 
         Args:
           prompts: one text, or several.
-          seconds: length of every clip, up to `MAX_SECONDS`.
+          seconds: length of every clip, from `MIN_SECONDS` to `MAX_SECONDS`.
           seed: of the first clip; the i-th takes seed + i. On one machine the same text, seed
             and length give the same samples.
           sampling: by stage ("semantic", "coarse", "fine", "parallel") any of `guidance`,
@@ -447,7 +450,7 @@ class MusicLM:
             try:
                 with open(melody, "rb") as file:
                     return np.lib.format.read_array(file, allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # NumPy raises many kinds over a header that is none
                 raise UserError(f"cannot read {melody} ({error}): give an array's file") from error
         if self._melody is None:
             raise UserError(
@@ -564,7 +567,7 @@ def _chain_sampling(
             for stage, options in sampling.items()
         }
         return dataclasses.replace(default, **changed)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"sampling: {error}: give {', '.join(SAMPLING)} for any of {', '.join(STAGES)}"
         ) from error

@@ -6,6 +6,7 @@ B: batch, T: samples, N: frames, F: frequency bins, M: mel bands.
 import base64
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import pathlib
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,12 @@ import numpy as np
 
 from musiclm.errors import UserError
 
+if TYPE_CHECKING:
+    import soundfile
+
 # A file whose peak is below, -80 dB, holds no music: dither at most.
 SILENCE = 1e-4
+_BLOCK = 1 << 20  # frames that are decoded at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,15 +288,30 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
     import soundfile
 
     try:
-        if not os.path.getsize(path):
-            raise UserError(f"{path} is empty (0 bytes): give a wav, flac, ogg or mp3 file")
-        yield
-    # TypeError: libsndfile guesses headerless sound from some names.
-    except (OSError, TypeError, soundfile.LibsndfileError) as error:
+        size = os.path.getsize(path)
+        if size:
+            yield
+    # TypeError: libsndfile guesses headerless sound from some names. ValueError: no file could have
+    # such a name.
+    except (OSError, TypeError, ValueError, soundfile.LibsndfileError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot read {path} as audio ({why}): give a wav, flac, ogg or mp3 file"
         ) from error
+    if not size:
+        raise UserError(f"{path} is empty (0 bytes): give a wav, flac, ogg or mp3 file")
+
+
+def decode_mono(file: "soundfile.SoundFile") -> np.ndarray:
+    """The mean of the channels of an open file, f32 [T], as far as it can be decoded.
+
+    Block by block: what a header says of its length may be untrue, and more than any memory holds.
+    """
+    blocks = [np.zeros(0, np.float32)]
+    # Channel by channel: NumPy's mean along a short last axis takes longer than the decoding.
+    while len(block_TC := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(functools.reduce(np.add, block_TC.T) / np.float32(file.channels))
+    return np.concatenate(blocks)
 
 
 def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
@@ -302,9 +322,10 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     """
     import soundfile
 
-    with _reading(path):
-        samples_TC, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return resample(samples_TC.mean(axis=1), rate, sample_rate)
+    # Bytes, here and below: names of files need not be Unicode.
+    with _reading(path), soundfile.SoundFile(os.fsencode(path)) as file:
+        mono_T, rate = decode_mono(file), file.samplerate
+    return resample(mono_T, rate, sample_rate)
 
 
 def read_music(
@@ -346,7 +367,7 @@ def read_facts(path: str | os.PathLike) -> dict[str, Any]:
     import soundfile
 
     with _reading(path):
-        info = soundfile.info(path)
+        info = soundfile.info(os.fsencode(path))
     return {
         "format": info.format,
         "sample_rate": info.samplerate,
@@ -422,7 +443,7 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
     """
     import soundfile
 
-    with _reading(path), soundfile.SoundFile(path) as sound:
+    with _reading(path), soundfile.SoundFile(os.fsencode(path)) as sound:
         # Of a long comment in a WAV, libsndfile would say nothing.
         comment = _wav_comment(path) if sound.format.startswith("WAV") else sound.comment
     try:

@@ -4,13 +4,14 @@ A component file carries its arrays and, in its metadata, the config that builds
 training chain writes components one by one as it finishes them; `seal` then makes a bundle of them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -120,11 +121,22 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+@contextlib.contextmanager
+def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path to write: what is there moves to `path` at the end, or goes after an error."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
 def write_beside(path: pathlib.Path, data: bytes) -> None:
     """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(data)
-    os.replace(beside, path)
+    with beside(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def save_component(
@@ -270,6 +282,9 @@ def load(name_or_path: str | os.PathLike) -> Bundle:
                 f"{manifest} has format {record['format']}, and this version reads {FORMAT}: "
                 "use the version of musiclm that wrote it"
             )
+        name = record["name"]
+        if not isinstance(name, str):
+            raise TypeError(f"its name is {name!r}")
         token_spec = TokenSpec(**record["token_spec"])
         optional = [part for part in OPTIONAL if part in record["components"]]
         digests = {part: record["components"][part] for part in (*COMPONENTS, *optional)}
@@ -286,7 +301,7 @@ def load(name_or_path: str | os.PathLike) -> Bundle:
             raise BundleError(f"{path} is damaged (its digest differs): fetch the bundle again")
         components[part] = load_component(directory, part)
     return Bundle(
-        name=record["name"],
+        name=name,
         token_spec=token_spec,
         components=components,
         digest=hashlib.sha256(manifest.read_bytes()).hexdigest(),

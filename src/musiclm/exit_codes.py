@@ -15,3 +15,5 @@ UNHEALTHY = 44
 CONFIGURATION = 78
 # Ctrl-C.
 INTERRUPTED = 130
+# Asked to stop (SIGTERM), all but training: what was unfinished is gone.
+TERMINATED = 143

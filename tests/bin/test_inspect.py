@@ -1,6 +1,7 @@
 """`musiclm inspect`: what files say of themselves, and files that say nothing."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -49,6 +50,17 @@ def test_json(songs, capsys):
         "provenance": {"generated": True, **PROVENANCE},
     }
     assert theirs["provenance"] is None
+
+
+def test_a_name_need_not_be_unicode(songs, capsys):
+    name = os.fsdecode(b"caf\xe9.wav")
+    os.rename("ours.wav", name)
+    for options in ([], ["--json"]):
+        assert main.main(["inspect", *options, name]) == 0
+        out = capsys.readouterr().out
+        assert r"caf\udce9.wav" in out
+        out.encode()  # any terminal takes it
+    assert json.loads(out)["file"] == name
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,9 @@ def test_importing_the_package_does_not_import_jax():
     assert done.returncode == 0, done.stderr
 
 
-def test_missing_pipelines_say_how_to_install(capsys, monkeypatch):
+@pytest.fixture
+def no_pipelines(monkeypatch):
+    """As if only the package's core was installed."""
     real = importlib.import_module
 
     def without_pipelines(name, package=None):
@@ -106,10 +108,19 @@ def test_missing_pipelines_say_how_to_install(capsys, monkeypatch):
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", without_pipelines)
+
+
+def test_missing_pipelines_say_how_to_install(capsys, no_pipelines):
     code, stderr = run(capsys, "data", "gm", "--out", "x", "--clips", "3")
     assert code == 2
     assert stderr.count("\n") == 1
     assert "pip install -e '.[data]'" in stderr
+
+
+def test_an_argument_may_have_a_commands_name(capsys, no_pipelines):
+    code, stderr = run(capsys, "generate", "", "--out", "data")
+    assert code == 2
+    assert "a prompt is empty" in stderr
 
 
 def test_interruption_is_130(capsys, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """`musiclm sample` with an untrained bundle: what a line decides, and what nothing else does."""
 
+import errno
 import functools
 import itertools
 import json
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 
 from musiclm import audio, errors
-from musiclm.bin import main, prompts, sample_meter, sampled
+from musiclm.bin import folders, main, prompts, sample_meter, sampled
 
 pytestmark = pytest.mark.slow
 
@@ -192,11 +193,12 @@ def test_bad_lines_are_told_and_the_others_made(soundstorm_bundle, folder, tmp_p
         b'{"prompt": "slow piano", "seconds": 3, "continuation": "sound.wav"}',
         b'{"prompt": "slow piano", "sampling": {"fine": {"temperature": -1}}}',
         b'{"prompt": "slow piano", "continuation": "\\ud800\\u0000"}',
+        b'{"prompt": "slow piano", "sampling": {"fine": {"temperature": 1' + b"0" * 400 + b"}}}",
     ]
     (folder / "bad.jsonl").write_bytes(b"\n".join(lines))
     assert main.main(command(soundstorm_bundle, folder / "bad.jsonl", tmp_path)) == 0
     told = capsys.readouterr()
-    assert "1 clips made, 0 were there, 7 lines rejected" in told.out
+    assert "1 clips made, 0 were there, 8 lines rejected" in told.out
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     reasons = {record["line"]: record["reason"] for record in rejected}
     expected = {
@@ -207,6 +209,7 @@ def test_bad_lines_are_told_and_the_others_made(soundstorm_bundle, folder, tmp_p
         7: "the sound that is continued has 3",
         9: "cannot read",
         8: "temperature is -1",
+        10: "sampling: int too large",
     }
     assert reasons.keys() == expected.keys()
     for number, reason in expected.items():
@@ -329,6 +332,7 @@ def test_a_line_may_say_anything_or_little():
         ('{"prompt": "a", "seconds": -3}', "seconds is -3"),
         ('{"prompt": "a", "seconds": NaN}', "seconds is nan"),
         ('{"prompt": "a", "seconds": 1e9}', "up to 300"),
+        ('{"prompt": "a", "seconds": 0.00001}', "from 0.1"),
         ('{"prompt": "a", "seed": 1.5}', "seed is 1.5"),
         ('{"prompt": "a", "sampling": 3}', "sampling is no object"),
         ('{"prompt": "a", "sampling": {"corse": {}}}', "did you mean 'coarse'?"),
@@ -447,15 +451,89 @@ def test_full_memory_is_told_with_fewer_rows(
         assert f"rows is 8, and memory is full: {told}" in capsys.readouterr().err
 
 
-def test_a_folder_takes_off_half_a_line(tmp_path):
-    whole = '{"file": "000001.wav", "line": 1, "digest": "d"}\n'
+def add(folder, number, digest):
+    """Makes a clip of a line, which its prompt tells."""
+    told = {"prompt": f"{number} {digest}"}
+    samples_T = np.full(80, 0.1, np.float32)
+    folder.add(number, digest, audio.Waveform(samples_T, 1600, told), told)
+
+
+def test_a_folder_takes_off_what_a_kill_left(tmp_path):
+    add(sampled.Folder(tmp_path), 1, "d")
+    whole = (tmp_path / "manifest.jsonl").read_text()
     (tmp_path / "manifest.jsonl").write_text(whole + '{"file": "0000')
-    (tmp_path / "000001.wav").write_bytes(b"RIFF")
+    for name in (".manifest.jsonl.7", ".summary.json.7", ".summary-00000-of-00002.json.7"):
+        (tmp_path / name).touch()
     folder = sampled.Folder(tmp_path)
     assert (tmp_path / "manifest.jsonl").read_text() == whole
+    assert [path.name for path in tmp_path.glob(".*")] == [".summary-00000-of-00002.json.7"]
     assert folder.has(1, "d")
     assert not folder.has(1, "e")
     assert not folder.has(2, "d")
+    (tmp_path / "000001.wav").write_bytes(b"RIFF")
+    assert not folder.has(1, "d")
+
+
+def test_the_file_decides_between_runs_of_other_numbers_of_processes(tmp_path):
+    add(sampled.Folder(tmp_path), 1, "old")
+    add(sampled.Folder(tmp_path), 2, "kept")
+    for process in range(2):
+        folder = sampled.Folder(tmp_path, process, 2)
+        assert folder.has(2, "kept")
+        if not process:
+            add(folder, 1, "new")
+            add(folder, 3, "other")
+        folder.close({})
+    for num_processes in (1, 2, 3):
+        folder = sampled.Folder(tmp_path, 0, num_processes)
+        assert folder.has(1, "new")
+        assert not folder.has(1, "old")
+    expected = {(f"{i} {words}", 0): i for i, words in enumerate(("new", "kept", "other"), start=1)}
+    names = {take: tmp_path / f"{i:06d}.wav" for take, i in expected.items()}
+    assert folders.read(tmp_path) == names
+    assert [*folders.read(tmp_path)] == [*names]
+
+
+def test_what_another_number_of_processes_told_is_cleared(tmp_path):
+    told = [
+        f"{name}{share}.{suffix}"
+        for name, suffix in (("rejected", "jsonl"), ("summary", "json"))
+        for share in ("", "-00000-of-00002", "-00001-of-00002", "-00000-of-00003")
+    ]
+    for name in (*told, "rejected-by-ear.jsonl"):
+        (tmp_path / name).touch()
+    sampled.Folder(tmp_path, 1, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "rejected-00000-of-00002.jsonl",
+        "rejected-by-ear.jsonl",
+        "summary-00000-of-00002.json",
+        "summary-00001-of-00002.json",
+    ]
+
+
+@pytest.mark.parametrize("full", ["os.replace", "os.fsync"])
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, full):
+    folder = sampled.Folder(tmp_path)
+    add(folder, 1, "d")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def reject():
+        with folder.rejecting(3):
+            raise errors.UserError("no music")
+
+    calls = {
+        "os.replace": (lambda: add(folder, 2, "d"), lambda: folder.close({})),
+        "os.fsync": (lambda: add(folder, 2, "d"), reject),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(full, fail)
+        for call in calls[full]:
+            with pytest.raises(errors.UserError, match=r"No space left on device\): make room"):
+                call()
+    assert not list(tmp_path.glob(".*"))
+    assert sampled.Folder(tmp_path).has(1, "d")
 
 
 def test_the_meter_counts_tokens_and_music(monkeypatch):

@@ -4,8 +4,10 @@ import collections
 import json
 
 import hypothesis
+import pyarrow
 import pytest
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from data_pipelines import manifest
 
@@ -113,6 +115,12 @@ GOOD = json.loads(manifest.dumps(CLIP))
         (json.dumps(GOOD | {"captions": [{"kind": "sung", "text": ""}]}), "kind is 'sung'"),
         (json.dumps(GOOD | {"captions": [{"text": ""}]}), "kind"),
         (json.dumps(GOOD | {"captions": ["words"]}), "record 2"),
+        (json.dumps(GOOD | {"captions": [{"kind": "long", "text": None}]}), "long caption is None"),
+        (json.dumps(GOOD | {"file": 5}), "file is 5: give text"),
+        (json.dumps(GOOD | {"sha256": None}), "sha256 is None: give text"),
+        (json.dumps(GOOD | {"licence": 5}), "licence is 5: give text"),
+        (json.dumps(GOOD | {"artist": "\ud800"}), "attributes is "),
+        ("[" * 100_000, "record 2"),
     ],
 )
 def test_errors_name_file_record_and_mend(tmp_path, second_line, told):
@@ -129,6 +137,16 @@ def test_bytes_that_are_no_text_are_a_bad_record(tmp_path):
     (tmp_path / manifest.NAME).write_bytes(json.dumps(GOOD).encode() + b'\n{"file": "\xff"}\n')
     with pytest.raises(manifest.ManifestError, match="record 2"):
         manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("attributes", [None, "{", "3"])
+def test_attributes_in_parquet_that_are_no_object_are_a_bad_record(tmp_path, attributes):
+    path = manifest.write(tmp_path / "clips.parquet", [CLIP, CLIP])
+    rows = parquet.read_table(path).to_pylist()
+    rows[1]["attributes"] = attributes
+    parquet.write_table(pyarrow.Table.from_pylist(rows, manifest._SCHEMA), path)
+    with pytest.raises(manifest.ManifestError, match=r"clips\.parquet, record 2: "):
+        manifest.read(path)
 
 
 def test_no_manifest_and_an_empty_one(tmp_path):

@@ -455,6 +455,18 @@ def test_a_prompt_changes_what_is_not_made_yet():
         assert set(lengths) == {1, 3}
 
 
+@pytest.mark.parametrize("frames", [5, 15])
+def test_a_prompt_that_is_set_at_once_holds_for_all_that_is_made(frames):
+    """However much of the first semantic window is given."""
+    music = chain()
+    semantic_T = np.zeros(frames, np.int32)
+    given = Continuation(semantic_T=semantic_T, acoustic_TQ=np.zeros((2 * frames, 5), np.int32))
+    stream = stream_of(music, clip("a", seconds=1.5, continuation=given))
+    stream.prompt = "bbb"
+    next(stream)
+    assert [int(call.condition["mulan"][0, 0]) for call in music.semantic.calls] == [3]
+
+
 def test_a_stream_goes_on_from_what_is_given():
     rng = np.random.default_rng(0)
     given = Continuation(

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         default=10.0,
-        help=f"length of each clip, up to {api.MAX_SECONDS:g} (default: 10)",
+        help=f"length of each clip, {api.MIN_SECONDS:g} to {api.MAX_SECONDS:g} (default: 10)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first clip (default: 0)")
     parser.add_argument(
@@ -171,7 +171,7 @@ def _read_story(path: str) -> dict[float, str]:
         raise errors.UserError(
             f"cannot read the story {path!r} ({error.strerror}): check the path"
         ) from error
-    except yaml.YAMLError as error:
+    except Exception as error:  # PyYAML raises many kinds over values that it can't make
         raise errors.UserError(f"the story {path!r} is no YAML ({error})") from error
     if not isinstance(story, dict) or 0 not in story:
         raise errors.UserError(

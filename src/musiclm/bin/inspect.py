@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         except errors.UserError as error:
             mistakes.append(str(error))
         else:
-            print(json.dumps(found, ensure_ascii=False) if args.json else _as_text(found))
+            print(_as_json(found) if args.json else _as_text(found))
     if mistakes:
         raise errors.UserError("; ".join(mistakes))
     return 0
@@ -47,6 +47,12 @@ def inspect(path: str) -> dict[str, Any]:
     from musiclm import audio
 
     return {"file": path, **audio.read_facts(path), "provenance": audio.read_provenance(path)}
+
+
+def _as_json(found: dict[str, Any]) -> str:
+    # Names of files need not be Unicode. What stands for their other bytes JSON writes as Python.
+    text = json.dumps(found, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_text(found: dict[str, Any]) -> str:

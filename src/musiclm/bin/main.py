@@ -86,6 +86,7 @@ def _build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"musiclm {musiclm.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    in_use = next((argument for argument in argv if not argument.startswith("-")), None)
     for name, module in _COMMANDS.items():
         command = commands.add_parser(
             name,
@@ -97,7 +98,7 @@ def _build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         mistake = getattr(module, "MISTAKE", exit_codes.USAGE)
         command.set_defaults(command_run=module.run, mistake=mistake)
         # Only of the command in use: those of `data` belong to the corpora, and cost imports.
-        if name in argv:
+        if name == in_use:
             module.add_arguments(command)
     return parser
 
@@ -110,7 +111,7 @@ def _polite_kill() -> Iterator[None]:
         return
 
     def stop(signum: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + signum)
+        raise SystemExit(exit_codes.TERMINATED)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

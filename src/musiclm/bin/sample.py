@@ -32,7 +32,7 @@ lines such as:
   {"prompt": "a slow sad piano melody in A minor"}
   {"prompt": "church organ", "seconds": 60, "seed": 7, "sampling": {"semantic": {"guidance": 3}}}
   {"prompt": "calm strings", "seconds": 45, "story": [[15, "fast flute"], [30, "drums, loud"]]}
-  {"prompt": "fast flute", "seconds": 20, "continuation": "songs/000001.wav"}
+  {"prompt": "fast flute", "seconds": 20, "continuation": "begun/flute.wav"}
   {"prompt": "fast flute", "decoding": "parallel", "best_of": 4}
 
 DIR gets 000001.wav … by the number of the line, manifest.jsonl, summary.json, and rejected.jsonl if

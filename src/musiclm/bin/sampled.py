@@ -1,12 +1,15 @@
 """The folder that `musiclm sample` fills: a WAV file a line, manifests, lines that were rejected.
 
 A clip is there once its line stands in a manifest: the file comes first, whole, and then the line.
-Whatever a kill leaves besides is cleared away by the next run.
+Whatever a kill leaves besides is cleared away by the next run. Runs of several processes, or of
+another number of them, have manifests of their own; where these differ over a file, the digest in
+the file's own provenance decides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from musiclm import errors
+from musiclm.bin import folders
 
 if TYPE_CHECKING:
     from musiclm.audio import Waveform
@@ -43,26 +47,28 @@ class Folder:
         self._manifest = self._path / f"manifest{share}.jsonl"
         self._rejected = self._path / f"rejected{share}.jsonl"
         self._summary = self._path / f"summary{share}.json"
-        try:
+        with self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
-            self._rejected.unlink(missing_ok=True)  # each run tells anew
             _cut_after_last_line(self._manifest)
-        except OSError as error:
-            raise errors.UserError(
-                f"cannot write to {str(path)!r} ({error.strerror}): choose another folder with "
-                "--out"
-            ) from error
+            for file in (self._manifest, self._summary):
+                self._clear(file.name)
+            # Each run tells anew, and for those of another number of processes.
+            count = share.rpartition("-")[2]
+            for name in ("rejected.jsonl", "summary.json"):
+                for told in folders.shares(self._path, name):
+                    if told == self._rejected or told.stem.partition("-of-")[2] != count:
+                        told.unlink(missing_ok=True)
         # Those of other processes, and of runs with another number of them, count as well.
-        self._digests = {
-            record["file"]: record["digest"]
-            for manifest in sorted(self._path.glob("manifest*.jsonl"))
+        self._made = {
+            (record["file"], record["digest"])
+            for manifest in folders.shares(self._path, folders.MANIFEST)
             for record in _records(manifest)
         }
 
     def has(self, number: int, digest: str) -> bool:
         """Whether the clip of a line is there, made of the same line."""
         name = _name(number)
-        return self._digests.get(name) == digest and (self._path / name).is_file()
+        return (name, digest) in self._made and folders.digest_of(self._path / name) == digest
 
     def add(self, number: int, digest: str, clip: Waveform, told: Mapping[str, Any]) -> None:
         """Writes a clip and its line in the manifest.
@@ -74,11 +80,12 @@ class Folder:
           told: what else the manifest shall tell.
         """
         name = _name(number)
-        for left in self._path.glob(f".{name}.*"):  # by a kill
-            left.unlink()
-        clip.save(self._path / name)
         record = {"file": name, "line": number, **told, "digest": digest}
-        _append(self._manifest, record)
+        with self._writing():
+            self._clear(name)
+            provenance = {**(clip.provenance or {}), "digest": digest}
+            dataclasses.replace(clip, provenance=provenance).save(self._path / name)
+            _append(self._manifest, record)
 
     @contextlib.contextmanager
     def rejecting(self, number: int) -> Iterator[None]:
@@ -88,16 +95,35 @@ class Folder:
         except errors.UserError as error:
             reason = " ".join(str(error).split())
             print(f"musiclm: line {number} is rejected: {reason}", file=sys.stderr)
-            _append(self._rejected, {"line": number, "reason": reason})
+            with self._writing():
+                _append(self._rejected, {"line": number, "reason": reason})
             self.num_rejected += 1
 
     def close(self, summary: Mapping[str, Any]) -> pathlib.Path:
         """Puts the manifest into the order of the lines, once each, and writes a summary."""
+        from musiclm import bundle
+
         records = {record["line"]: record for record in _records(self._manifest)}
         text = "".join(_line(records[number]) for number in sorted(records))
-        _replace(self._manifest, text)
-        _replace(self._summary, json.dumps(summary, indent=2) + "\n")
+        with self._writing():
+            bundle.write_beside(self._manifest, _encode(text))
+            bundle.write_beside(self._summary, _encode(json.dumps(summary, indent=2) + "\n"))
         return self._summary
+
+    def _clear(self, name: str) -> None:
+        """Takes away what a kill left of a file of this process."""
+        for left in self._path.glob(f".{name}.*"):
+            left.unlink()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write to {str(self._path)!r} ({error.strerror}): make room there and "
+                "start again, what is done stays, or choose another folder with --out"
+            ) from error
 
 
 def _name(number: int) -> str:
@@ -113,12 +139,6 @@ def _append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
         file.write(_encode(_line(record)))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(_encode(text))
-    os.replace(beside, path)
 
 
 def _encode(text: str) -> bytes:
@@ -142,7 +162,7 @@ def _records(path: pathlib.Path) -> list[dict[str, Any]]:
     for number, text in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
             record = json.loads(text)
-            record["line"], record["file"], record["digest"]
+            hash((record["line"], record["file"], record["digest"]))  # there, and no lists
         except (ValueError, KeyError, TypeError) as error:
             raise errors.UserError(
                 f"line {number} of {path} is none of `musiclm sample` ({error!r}): choose another "

@@ -47,7 +47,10 @@ class Stream:
         Raises:
           UserError: the text is longer than MuLan's tower takes.
         """
-        step = self._chain.steps.at(len(self._track.semantic.codes_TQ))
+        semantic = self._track.semantic
+        # A window that is still to be made goes by its own step, however much of it was given.
+        pending = [window.index for window in semantic.windows]
+        step = pending[0] if pending else self._chain.steps.at(len(semantic.codes_TQ))
         self._plan.mulan_WQ[step:] = self._chain.mulan.encode_text([text])[0]
         self._prompt = text
 

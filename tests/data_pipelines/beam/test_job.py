@@ -185,6 +185,28 @@ def test_too_many_bad_files_stop_the_job(mixed_corpus, musiclm, tmp_path, music,
     assert len((folder / "dead_letters.jsonl").read_text().splitlines()) == 3
 
 
+def test_what_stopped_the_survey_may_be_left_out(mixed_corpus, musiclm, tmp_path):
+    out = tmp_path / "out"
+    assert musiclm(*command(mixed_corpus, out))[0] == 2
+    clips = manifest.read(mixed_corpus)
+    lines = (mixed_corpus / manifest.NAME).read_text()
+    (mixed_corpus / manifest.NAME).write_text(lines + "{}\n")
+    code, _, stderr = musiclm(*command(mixed_corpus, out))
+    assert code == 2
+    assert f"error: {mixed_corpus / manifest.NAME}, record 10: lacks file" in stderr
+    bad = ("lost.wav", "page.mp3", "short.wav")
+    manifest.write(mixed_corpus, [clip for clip in clips if clip.file not in bad])
+    code, folder, _ = musiclm(*command(mixed_corpus, out))
+    assert code == 0
+    # Once there are shards, no other data set takes their place.
+    manifest.write(mixed_corpus, clips)
+    before = sorted(pathlib.Path(folder).rglob("*"))
+    code, _, stderr = musiclm(*command(mixed_corpus, out))
+    assert code == 2
+    assert "is for another data set (corpora = " in stderr
+    assert sorted(pathlib.Path(folder).rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -46,7 +46,7 @@ def test_windows_hold_the_same_seconds_at_every_rate():
             np.testing.assert_allclose(piece[middle], expected[middle], atol=2e-3)
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), 0.0003])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e308, 0.0003])
 def test_windows_that_no_grid_holds_are_refused(seconds):
     with pytest.raises(errors.UserError, match="--window-seconds"):
         windows.Grid((16_000, 24_000), seconds)

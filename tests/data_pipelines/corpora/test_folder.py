@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import hypothesis
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import manifest
 from data_pipelines.corpora import corpus
+from musiclm.bin import main
 
 
 def test_walks_in_a_fixed_order_and_reads_headers(make, sound, tmp_path):
@@ -47,6 +49,28 @@ def test_bad_files_are_counted_with_their_reason(make, sound, tmp_path):
     assert reasons.pop("nothing.wav") == "holds no sound"
     assert set(reasons) == {"empty.wav", "page.mp3", "cut.flac"}
     assert all(reason.startswith("cannot be read: ") for reason in reasons.values())
+
+
+def test_a_name_that_is_not_unicode_is_left_out_and_told(sound, tmp_path, capsys):
+    music = tmp_path / "music"
+    sound(music / "a.wav")
+    os.rename(sound(music / "b.wav"), os.fsencode(music) + b"/caf\xe9.wav")
+    argv = ["data", "folder", "--audio", str(music), "--out", str(music)]
+    assert main.main(argv) == 0
+    assert [clip.file for clip in manifest.read(music)] == ["a.wav"]
+    report = (music / "report.html").read_text()
+    assert r"its name is not UTF-8 (1)" in report
+    assert r"caf\udce9.wav" in report
+    capsys.readouterr()
+    assert main.main([*argv, "--licence", "\udce9"]) == 2
+    assert "--licence" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_null_licence_is_none(make, sound, tmp_path):
+    sound(tmp_path / "music" / "a.wav")
+    (tmp_path / "music" / "a.json").write_text('{"licence": null}')
+    clips, _ = make("folder", "--audio", tmp_path / "music", "--licence", "own")
+    assert clips["a.wav"].licence == "own"
 
 
 def test_words_from_a_json_beside(make, sound, tmp_path):
@@ -94,6 +118,10 @@ def test_words_from_one_csv(make, sound, tmp_path):
         ("[]", "holds no object"),
         ('{"captions": [{"kind": "sung", "text": "la"}]}', "kind is 'sung'"),
         ('{"captions": ["la"]}', "the words of a.wav are not as they should be"),
+        ('{"captions": [{"kind": "long", "text": null}]}', "the words of a.wav .* is None"),
+        ('{"licence": 5}', "the words of a.wav .* licence is 5"),
+        (r'{"artist": "\ud800"}', "the words of a.wav .* give text in UTF-8"),
+        ("[" * 100_000, "is no JSON"),
         ('{"split": "dev"}', "split is 'dev'"),
         ('{"seconds": 3}', r"attributes named \['seconds'\]: rename"),
     ],
