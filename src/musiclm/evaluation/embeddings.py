@@ -5,14 +5,13 @@ Shapes: B clips of a batch, N clips, T samples, W windows, D embedding.
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import scipy.fft
 
-from musiclm import audio
+from musiclm import audio, bundle
 
 _WINDOW_SECONDS = 0.96  # of a timbre vector, as of VGGish
 _FRAME, _HOP = 0.064, 0.016  # seconds
@@ -106,7 +105,5 @@ def _digest(what: str, waveform_T: np.ndarray) -> str:
 
 def _save(path: pathlib.Path, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with bundle.beside(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(beside, path)

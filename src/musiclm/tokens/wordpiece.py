@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from musiclm import bundle
 from musiclm.errors import UserError
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -94,12 +95,8 @@ class WordPiece:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one JSON file, in one move: an interrupted call leaves the old file."""
-        path = pathlib.Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(
-            json.dumps({"wordpiece": self.vocab}, ensure_ascii=False), encoding="utf-8"
-        )
-        os.replace(beside, path)
+        text = json.dumps({"wordpiece": self.vocab}, ensure_ascii=False)
+        bundle.write_beside(pathlib.Path(path), text.encode())
 
     @property
     def vocab_size(self) -> int:
