@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from musiclm import bundle
-from musiclm.training import health, loop, optim
+from musiclm.training import health, interruption, loop, optim
 from musiclm.training.state import TrainState
 
 WEIGHTS_D = np.array([1.0, -2.0, 0.5], np.float32)
@@ -22,7 +22,7 @@ class Regression:
     optimizer: optim.OptimizerConfig = optim.OptimizerConfig(
         learning_rate=0.2, warmup_steps=0, total_steps=50, schedule="cosine"
     )
-    poison_at: int = 10**9
+    poison_at: int | None = None
     spoil_from: int = 10**9
 
     def batch_spec(self, batch_size):
@@ -45,7 +45,9 @@ class Regression:
         gradients = jax.tree.map(
             lambda g: jnp.where(state.step < self.spoil_from, g, -g), gradients
         )
-        loss = jnp.where(state.step >= self.poison_at, jnp.nan, loss)
+        if self.poison_at is not None:
+            poison = jnp.where(state.step == self.poison_at, jnp.nan, 0.0)
+            gradients = jax.tree.map(lambda g: g + poison, gradients)
         return state.apply_gradients(gradients, self.optimizer.make()), {"loss": loss}
 
     def evaluate(self, state, batch, key):
@@ -123,10 +125,24 @@ def test_a_finished_run_only_exports(tmp_path):
     assert (tmp_path / "bundle" / "regression.safetensors").is_file()
 
 
-def test_nan_stops_the_run_and_the_checkpoint_is_from_before(tmp_path):
-    with pytest.raises(health.HealthError, match=r"step 15: loss is nan.*learning_rate"):
-        run(tmp_path, task=Regression(poison_at=12))
-    state = run(tmp_path, num_steps=11)
+@pytest.mark.parametrize(
+    ("poison_at", "stop_at", "told"),
+    [
+        (12, None, "step 15: loss is nan"),
+        (19, None, "step 20: .* is not finite"),  # its loss is of the weights before
+        (16, 17, "step 17: .* is not finite"),
+    ],
+)
+def test_nan_stops_the_run_and_the_checkpoint_is_from_before(
+    tmp_path, monkeypatch, poison_at, stop_at, told
+):
+    monkeypatch.setattr(interruption.StopRequest, "reached", lambda _, step: step == stop_at)
+    with pytest.raises(health.HealthError, match=rf"{told}.*learning_rate"):
+        run(tmp_path, task=Regression(poison_at=poison_at))
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10"]
+    state = run(tmp_path)
+    assert int(state.step) == 50
     assert np.isfinite(state.params["w"]).all()
 
 

@@ -80,7 +80,8 @@ def train(
     Raises:
       UserError: the mesh, the batch, the data or the checkpoint don't fit.
       interruption.Preempted: SIGTERM came; the state is saved.
-      health.HealthError: a figure left its bounds. The newest checkpoint is from before.
+      health.HealthError: a figure left its bounds, or the state is not finite. The newest
+        checkpoint is from before.
     """
     workdir = pathlib.Path(workdir)
     devices = (mesh or sharding.MeshConfig()).make()
@@ -181,6 +182,7 @@ def train(
                 stopping = stop.reached(count)
                 if stopping or count % checkpoint_every == 0 or count == num_steps:
                     with measured.measure("checkpoint"):
+                        health.check_finite(count, jax.device_get(built.finite(state)))
                         facts = origin | measured.facts()
                         checkpoints.save(count, state, facts=facts, metrics=evaluated)
                     watchdog.beat()

@@ -63,6 +63,7 @@ class Program:
       init: () -> state, jitted.
       step: (state, batch) -> (state, metrics), jitted; the state given is used up.
       evaluate: (state, batch) -> metrics, jitted.
+      finite: state -> by path of each array of floats whether all of it is finite, jitted.
       forward: (state, batch) -> what a step differentiates; only ever traced.
       sounds: (state, batch) -> waveforms by name, jitted; None unless the task is `Audible`.
     """
@@ -73,6 +74,7 @@ class Program:
     init: Callable[[], Any]
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
+    finite: Callable[[Any], dict[str, jax.Array]]
     forward: Callable[[Any, Any], Any]
     sounds: Callable[[Any, Any], dict[str, jax.Array]] | None
 
@@ -122,6 +124,13 @@ def build(
     def evaluate(state, batch):
         return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
 
+    def finite(state):
+        return {
+            sharding.path_name(path): jnp.isfinite(leaf).all()
+            for path, leaf in jax.tree.leaves_with_path(state)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        }
+
     def forward(state, batch):
         return task.forward(state, batch, step_key)
 
@@ -135,6 +144,7 @@ def build(
         init=jax.jit(init, out_shardings=where),
         step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
         evaluate=jax.jit(evaluate),
+        finite=jax.jit(finite, out_shardings=whole),
         forward=forward,
         sounds=jax.jit(task.sounds, out_shardings=whole) if isinstance(task, Audible) else None,
     )
