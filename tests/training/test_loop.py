@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,18 @@ def test_resuming_equals_not_stopping(tmp_path):
     halves = run(tmp_path / "halves")
     np.testing.assert_array_equal(whole.params["w"], halves.params["w"])
     assert int(halves.step) == 50
+
+
+def test_a_check_changes_nothing_on_disk(tmp_path):
+    run(tmp_path / "new", check_only=True)
+    assert not (tmp_path / "new").exists()
+    run(tmp_path, num_steps=20)
+    unfinished = tmp_path / "checkpoints" / "30.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "20", unfinished)
+    os.truncate(tmp_path / "checkpoints" / "20" / "record" / "metadata", 3)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(tmp_path, check_only=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_finished_run_only_exports(tmp_path):
