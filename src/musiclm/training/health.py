@@ -5,7 +5,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-
 _STEADIER = (
     "Resume from the last checkpoint with a lower learning_rate, a longer warm-up or a smaller "
     "clip_norm"
