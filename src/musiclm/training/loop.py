@@ -16,7 +16,7 @@ from musiclm.training import health, interruption, meter, profiling, program
 
 Batch = Mapping[str, np.ndarray]
 # dataset(seed=, batch_size=, start_step=, host=, num_hosts=): a host's rows of each global batch,
-# which is a function of (seed, step) alone.
+# which is a function of (seed, step) alone. Processes that share their rows count as one host.
 Dataset = Callable[..., Iterator[Batch]]
 
 
@@ -86,12 +86,8 @@ def train(
     workdir = pathlib.Path(workdir)
     devices = (mesh or sharding.MeshConfig()).make()
     built = program.build(task, devices, batch_size=batch_size, seed=seed, rules=rules)
-    stream = {
-        "seed": seed,
-        "batch_size": batch_size,
-        "host": jax.process_index(),
-        "num_hosts": jax.process_count(),
-    }
+    host, num_hosts = sharding.part_of_rows(devices)
+    stream = {"seed": seed, "batch_size": batch_size, "host": host, "num_hosts": num_hosts}
     monitor = health.HealthMonitor(task.health())
     origin = {"seed": seed, "data": data}
 
@@ -108,10 +104,10 @@ def train(
             check_origin(facts, origin, workdir)
         batches = dataset(start_step=start, **stream)
         first = next(batches)
-        check_batch(first, built.batch)
+        check_batch(first, built.batch, num_hosts)
         batches = prefetch(itertools.chain([first], batches))
         if eval_dataset:
-            check_batch(next(eval_dataset(start_step=0, **stream)), built.batch)
+            check_batch(next(eval_dataset(start_step=0, **stream)), built.batch, num_hosts)
         if check_only:
             return built.state
         run_step = built.step.lower(built.state, built.batch).compile()
@@ -202,15 +198,14 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def check_batch(batch: Batch, spec: program.BatchSpec) -> None:
+def check_batch(batch: Batch, spec: program.BatchSpec, num_hosts: int) -> None:
     """Holds a host's batch to what the task expects.
 
     Raises:
       UserError: arrays lack, or have other shapes or types.
     """
-    hosts = jax.process_count()
     for name, array in spec.items():
-        expected = (array.shape[0] // hosts, *array.shape[1:]), array.dtype
+        expected = (array.shape[0] // num_hosts, *array.shape[1:]), array.dtype
         found = (batch[name].shape, batch[name].dtype) if name in batch else (None, None)
         if found != expected:
             raise errors.UserError(
