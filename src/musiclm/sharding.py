@@ -187,8 +187,8 @@ def part_of_rows(mesh: Mesh) -> tuple[int, int]:
     num_rows = math.prod(mesh.shape[axis] for axis in ROWS)
     if any(len(part) * len(parts) != num_rows for part in parts):
         raise errors.UserError(
-            f"MeshConfig.tensor is {mesh.shape['tensor']}, and hosts share some rows of a batch and "
-            "not all: give a divisor or a multiple of the devices of a host"
+            f"MeshConfig.tensor is {mesh.shape['tensor']}, and hosts share some rows of a batch "
+            "and not all: give a divisor or a multiple of the devices of a host"
         )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
