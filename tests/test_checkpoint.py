@@ -129,6 +129,9 @@ def test_the_newest_and_the_best_stay(tmp_path):
     with checkpoint.Checkpointer(tmp_path, keep=1, best="eval/loss") as checkpoints:
         checkpoints.save(7, {"x": jnp.ones(2)}, metrics={"eval/loss": 0.5})
     assert steps(tmp_path) == [7]
+    # Where none has one, none is the best.
+    save(tmp_path, 8, 9, keep=1, best="eval/accuracy")
+    assert steps(tmp_path) == [9]
 
 
 def test_a_step_is_saved_once(tmp_path):

@@ -224,7 +224,8 @@ class Checkpointer:
         steps = self._steps()
         kept = steps[-self._keep :]
         if self._best is not None:
-            kept.append(min(steps, key=self._score))
+            best = min(steps, key=self._score)
+            kept += [best] if math.isfinite(self._score(best)) else []
         for step in set(steps).difference(kept):
             # What can't be removed now is tried again after the next save.
             shutil.rmtree(self._directory / str(step), ignore_errors=True)
