@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm import bundle
+from musiclm import bundle, errors
 from musiclm.training import health, interruption, loop, optim
 from musiclm.training.state import TrainState
 
@@ -78,7 +78,7 @@ def run(workdir, num_steps=50, task=None, **options):
     return loop.train(
         task=task or Regression(),
         dataset=points,
-        eval_dataset=points,
+        eval_dataset=options.pop("eval_dataset", points),
         workdir=workdir,
         component=workdir / "bundle" / "regression",
         num_steps=num_steps,
@@ -188,13 +188,31 @@ def test_weight_decay_leaves_biases_and_scales_alone():
     config = optim.OptimizerConfig(
         learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5
     )
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones((3, 2))}
+    params = {
+        "kernel": jnp.ones((2, 2)),
+        "bias": jnp.ones(2),
+        "scale": jnp.ones((3, 2)),
+        "relative_bias": {"embedding": jnp.ones((8, 2))},
+    }
     optimizer = config.make()
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
+    np.testing.assert_array_equal(updates["relative_bias"]["embedding"], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "keep_best is 'eval/los': give one of eval/loss"),
+        ({"eval_dataset": None}, "nothing is evaluated: give an eval_dataset"),
+    ],
+)
+def test_the_best_is_of_a_metric_there_is(tmp_path, options, told):
+    with pytest.raises(errors.UserError, match=told):
+        run(tmp_path, keep_best="eval/los", **options)
 
 
 def test_the_best_evaluated_checkpoint_stays(tmp_path):

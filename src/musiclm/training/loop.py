@@ -78,12 +78,14 @@ def train(
       The final state; with `check_only` its shapes.
 
     Raises:
-      UserError: the mesh, the batch, the data or the checkpoint don't fit.
+      UserError: the mesh, the batch, the data, the checkpoint or `keep_best` don't fit.
       interruption.Preempted: SIGTERM came; the state is saved.
       health.HealthError: a figure left its bounds, or the state is not finite. The newest
         checkpoint is from before.
     """
     workdir = pathlib.Path(workdir)
+    if isinstance(task, program.Phased):
+        task.check_steps(num_steps)
     devices = (mesh or sharding.MeshConfig()).make()
     built = program.build(task, devices, batch_size=batch_size, seed=seed, rules=rules)
     host, num_hosts = sharding.part_of_rows(devices)
@@ -108,12 +110,15 @@ def train(
         batches = prefetch(itertools.chain([first], batches))
         if eval_dataset:
             check_batch(next(eval_dataset(start_step=0, **stream)), built.batch, num_hosts)
+        if keep_best:
+            check_metric(keep_best, built if eval_dataset else None)
+        initialize = built.init.lower() if state is None else None
         if check_only:
             return built.state
         run_step = built.step.lower(built.state, built.batch).compile()
         if eval_dataset:
             evaluate = built.evaluate.lower(built.state, built.batch).compile()
-        initialize = built.init.lower().compile() if state is None else None
+        initialize = initialize and initialize.compile()
         # Some hosts check their data and compile for minutes more than others; a collective does
         # not wait that long.
         processes.barrier("ready", ready_seconds)
@@ -212,6 +217,22 @@ def check_batch(batch: Batch, spec: program.BatchSpec, num_hosts: int) -> None:
                 f"batch[{name!r}] has the shape {found[0]} and type {found[1]}, and the task takes "
                 f"{expected[0]} of {expected[1]} a host: make the dataset's sizes those of the task"
             )
+
+
+def check_metric(name: str, built: program.Program | None) -> None:
+    """Sees that evaluations know a metric; without a program there are none.
+
+    Raises:
+      UserError: they don't.
+    """
+    metrics = jax.eval_shape(built.evaluate, built.state, built.batch) if built else {}
+    known = sorted(f"eval/{metric}" for metric in metrics)
+    if name not in known:
+        raise errors.UserError(
+            f"train.keep_best is {name!r}: give one of {', '.join(known)}"
+            if known
+            else f"train.keep_best is {name!r}, and nothing is evaluated: give an eval_dataset"
+        )
 
 
 def check_origin(

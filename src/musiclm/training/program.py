@@ -52,6 +52,22 @@ class Audible(Protocol):
         """A few waveforms [N, T] by name, to be listened to as training goes on."""
 
 
+@runtime_checkable
+class Started(Protocol):
+    """A task whose training may start from what is in a file."""
+
+    def begin(self, state: Any) -> Any:
+        """The state of `init` with what is read."""
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """A task whose model is not whole before some step."""
+
+    def check_steps(self, num_steps: int) -> None:
+        """Raises UserError where a run of so many steps ends before."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A task on a mesh.
@@ -118,6 +134,10 @@ def build(
     def init():
         return task.init(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
 
+    def begin():
+        # Files are read here alone: a run that goes on from a checkpoint need not have them.
+        return task.begin(init()) if isinstance(task, Started) else init()
+
     def step(state, batch):
         return task.step(state, batch, jax.random.fold_in(step_key, state.step))
 
@@ -141,7 +161,7 @@ def build(
         mesh=mesh,
         state=sharding.abstract(shapes, where),
         batch=batch,
-        init=jax.jit(init, out_shardings=where),
+        init=jax.jit(begin, out_shardings=where),
         step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
         evaluate=jax.jit(evaluate),
         finite=jax.jit(finite, out_shardings=whole),
