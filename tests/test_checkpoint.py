@@ -129,6 +129,9 @@ def test_the_newest_and_the_best_stay(tmp_path):
     with checkpoint.Checkpointer(tmp_path, keep=1, best="eval/loss") as checkpoints:
         checkpoints.save(7, {"x": jnp.ones(2)}, metrics={"eval/loss": 0.5})
     assert steps(tmp_path) == [7]
+    # Where none has one, none is the best.
+    save(tmp_path, 8, 9, keep=1, best="eval/accuracy")
+    assert steps(tmp_path) == [9]
 
 
 def test_a_step_is_saved_once(tmp_path):
@@ -181,7 +184,6 @@ def test_damage_to_any_file_is_detected_or_harmless(saved, tmp_path, damage):
         assert bits(state) == wanted[checkpoints.latest_step], path
         if checkpoints.latest_step == 10:
             fell_back.add(path)
-            assert (directory / "damaged-20").is_dir()
         shutil.rmtree(directory)
     assert pathlib.Path("20/record/metadata") in fell_back
 
@@ -254,11 +256,29 @@ def test_another_model_is_refused_before_an_array_is_read(directory, change, mes
     assert "\n" not in str(error.value)
 
 
-def test_unfinished_saves_are_cleared_away(directory):
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_nothing_is_changed_before_a_save_which_clears_unfinished_ones_away(directory):
+    """Another job's may be under way while one only looks."""
     for name in ("30.orbax-checkpoint-tmp", "10.orbax-checkpoint-tmp"):
         shutil.copytree(directory / "20", directory / name)
-    assert int(restore(directory)[0]["step"]) == 20
-    assert sorted(path.name for path in directory.iterdir()) == ["10", "20"]
+    truncate(directory / "20" / "record" / "metadata")
+    found = names(directory)
+    with checkpoint.Checkpointer(directory) as checkpoints:
+        assert int(checkpoints.restore(abstract(make_state()))["step"]) == 10
+        assert names(directory) == found
+        checkpoints.save(20, make_state(20))
+    assert names(directory) == ["10", "20", "damaged-20"]
+
+
+def test_a_folder_is_made_by_the_first_save(tmp_path):
+    with checkpoint.Checkpointer(tmp_path / "new") as checkpoints:
+        assert checkpoints.latest_step is None
+    assert not (tmp_path / "new").exists()
+    save(tmp_path / "new", 1)
+    assert steps(tmp_path / "new") == [1]
 
 
 @contextlib.contextmanager

@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
-from musiclm import metrics
+from musiclm import audio, metrics
 
 RATE = 8_000
 
@@ -25,7 +26,9 @@ def written(tmp_path):
     with metrics.MetricWriter(folder) as writer:
         writer.write(1, {"loss": np.float32(2.5), "eval/loss": 3})
         writer.write(2, {"loss": 1.25})
-        writer.write_sounds(2, {"original": tones_NT.astype(np.float32)}, RATE)
+        # One process of a job writes: what it asked of devices, the others would have to as well.
+        with jax.transfer_guard("disallow"):
+            writer.write_sounds(2, {"original": tones_NT.astype(np.float32)}, RATE)
     found = event_accumulator.EventAccumulator(str(folder))
     return folder, found.Reload(), tones_NT
 
@@ -54,6 +57,13 @@ def test_sounds_are_heard_and_seen(written):
         assert np.ptp(brightness_F) > 50  # of 255
         middles.append(brightness_F.argmax() / len(brightness_F))
     assert middles[1] < middles[0]  # high tones are above
+
+
+def test_pictures_are_of_the_models_spectra():
+    config = audio.MelConfig(sample_rate=RATE)
+    noise_NT = 0.1 * np.random.default_rng(0).normal(size=(2, 3_333)).astype(np.float32)
+    expected = audio.log_mel(noise_NT, config)
+    np.testing.assert_allclose(metrics._log_mel(noise_NT, config), expected, atol=1e-4)
 
 
 def test_a_run_that_writes_needs_no_tensorflow(tmp_path):

@@ -83,13 +83,37 @@ def test_all_that_is_as_large_as_a_parameter_lies_as_it_does(optimizer):
     assert set(of_kernel) <= {P(None, "tensor", "fsdp"), P(), P(None, None), P(None)}
 
 
+class Device(types.SimpleNamespace):
+    platform, device_kind = "cpu", "cpu"
+
+    def __hash__(self):
+        return self.id
+
+
+@pytest.mark.parametrize(
+    ("mesh", "hosts", "parts"),
+    [
+        ({"fsdp": 2}, 2, [0, 1]),
+        ({"tensor": 2}, 4, [0, 1, 2, 3]),
+        ({"tensor": 8}, 2, [0, 0]),
+        ({"fsdp": 2, "tensor": 4}, 4, [0, 0, 1, 1]),
+    ],
+)
+def test_processes_that_hold_the_same_rows_feed_the_same(monkeypatch, mesh, hosts, parts):
+    devices = [Device(id=i, process_index=i // (8 // hosts)) for i in range(8)]
+    made = sharding.MeshConfig(**mesh).make(devices)
+    for host, part in enumerate(parts):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        assert sharding.part_of_rows(made) == (part, max(parts) + 1)
+
+
+def test_hosts_that_share_a_part_of_their_rows_are_refused():
+    devices = [Device(id=i, process_index=i // 3) for i in range(6)]
+    with pytest.raises(ValueError, match=r"tensor is 2, and hosts share some rows"):
+        sharding.part_of_rows(sharding.MeshConfig(tensor=2).make(devices))
+
+
 def test_slices_are_the_outermost_part_of_data():
-    class Device(types.SimpleNamespace):
-        platform, device_kind = "cpu", "cpu"
-
-        def __hash__(self):
-            return self.id
-
     # Numbered across the slices, as processes may be.
     devices = [Device(id=i, slice_index=i % 2) for i in range(8)]
     mesh = sharding.MeshConfig(fsdp=2).make(devices)

@@ -37,7 +37,8 @@ class Checkpointer:
 
     Every process of a job calls every method, in the same order. Use as a context manager: leaving
     it waits for the save under way. A save that failed is reported by whichever comes next, `save`
-    or leaving, and no older checkpoint goes before a newer one is whole.
+    or leaving, and no older checkpoint goes before a newer one is whole. Until the first `save`
+    nothing on the disk is changed: the folder may be that of a job that runs.
 
     Attributes:
       latest_step: the newest finished checkpoint, or None. Only `restore` finds out whether it is
@@ -46,10 +47,10 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2, best: str | None = None):
-        """Opens a folder of checkpoints; makes it if needed and clears away unfinished saves.
+        """Opens a folder of checkpoints, which need not be there.
 
         Args:
-          directory: the folder, the same on every process; of one job only at a time.
+          directory: the folder, the same on every process; one job at a time may save to it.
           keep: how many of the newest stay, at least one.
           best: a metric given to `save`; the checkpoint where it is lowest stays too.
 
@@ -62,10 +63,8 @@ class Checkpointer:
         self._keep = keep
         self._best = best
         self._saving: int | None = None
-        self._directory.mkdir(parents=True, exist_ok=True)
-        if processes.is_first():
-            for unfinished in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-                shutil.rmtree(unfinished)
+        self._tidied = False
+        self._damaged: list[pathlib.Path] = []
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self.latest_step = max(self._agreed_steps(), default=None)
         self.facts: dict[str, Any] | None = None
@@ -94,6 +93,9 @@ class Checkpointer:
     ) -> None:
         """Saves a state; returns once it is copied, before it is written.
 
+        The first time it makes the folder, clears away unfinished saves, and sets checkpoints that
+        `restore` found damaged aside as `damaged-<step>`.
+
         Args:
           step: after all that are saved; the newest itself is not saved again.
           state: a pytree of arrays, which may be donated or overwritten once this returns.
@@ -119,6 +121,7 @@ class Checkpointer:
         )
         self._saving = step
         with self._explained(step):
+            self._tidy_up()
             self._orbax.save(
                 self._directory / str(step),
                 args=ocp.args.Composite(
@@ -132,7 +135,7 @@ class Checkpointer:
         """The newest state that is whole, onto any mesh; sets `facts` and `latest_step`.
 
         Checkpoints that can't be read, or whose arrays aren't those that were saved, are skipped
-        with a line in the log each, and set aside as `damaged-<step>` once an older one was found.
+        with a line in the log each.
 
         Args:
           abstract_state: a pytree of `jax.ShapeDtypeStruct` with the shardings to restore onto.
@@ -155,16 +158,27 @@ class Checkpointer:
                 logging.error("skipped checkpoint %s: %s", folder, error)
                 damaged[folder] = error
                 continue
-            if processes.is_first():
-                for skipped in damaged:
-                    _set_aside(skipped)
-            self.latest_step, self.facts = step, record.facts
+            self.latest_step, self.facts, self._damaged = step, record.facts, list(damaged)
             return jax.tree.unflatten(jax.tree.structure(abstract_state), arrays.values())
         reasons = "".join(f"; {folder.name}: {error}" for folder, error in damaged.items())
         raise UserError(
             f"no checkpoint in {self._directory} is whole{reasons}: "
             "bring back a copy, or move the folder away to start anew"
         )
+
+    def _tidy_up(self) -> None:
+        """Makes room for a save: once for the folder, and for what was found damaged since."""
+        if self._tidied and not self._damaged:
+            return
+        if processes.is_first():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # Of earlier jobs: none of this one's is under way.
+            for unfinished in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                shutil.rmtree(unfinished)
+            for folder in self._damaged:
+                _set_aside(folder)
+        multihost_utils.sync_global_devices("tidied")
+        self._tidied, self._damaged = True, []
 
     def _finish(self) -> None:
         """Waits for the save under way; then what need not stay goes."""
@@ -193,6 +207,8 @@ class Checkpointer:
 
     def _steps(self) -> list[int]:
         """Of the finished checkpoints in the folder, ascending."""
+        if not self._directory.is_dir():
+            return []
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
     def _agreed_steps(self) -> list[int]:
@@ -208,7 +224,8 @@ class Checkpointer:
         steps = self._steps()
         kept = steps[-self._keep :]
         if self._best is not None:
-            kept.append(min(steps, key=self._score))
+            best = min(steps, key=self._score)
+            kept += [best] if math.isfinite(self._score(best)) else []
         for step in set(steps).difference(kept):
             # What can't be removed now is tried again after the next save.
             shutil.rmtree(self._directory / str(step), ignore_errors=True)

@@ -172,6 +172,27 @@ def check_rows(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def part_of_rows(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process feeds its devices, and how many parts there are.
+
+    Processes that a tensor axis spans hold the same rows, and feed the same part.
+
+    Raises:
+      UserError: processes share some of their rows and not all, or hold more than others.
+    """
+    rows = collections.defaultdict(set)
+    for (data, fsdp, _), device in np.ndenumerate(mesh.devices):
+        rows[device.process_index].add((data, fsdp))
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    num_rows = math.prod(mesh.shape[axis] for axis in ROWS)
+    if any(len(part) * len(parts) != num_rows for part in parts):
+        raise errors.UserError(
+            f"MeshConfig.tensor is {mesh.shape['tensor']}, and hosts share some rows of a batch "
+            "and not all: give a divisor or a multiple of the devices of a host"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
 def abstract(tree: Any, where: Any) -> Any:
     """Shape structs with shardings, of a tree of shape structs or arrays."""
     return jax.tree.map(

@@ -260,6 +260,8 @@ def test_bad_tower_configs_name_the_field():
         ResNetConfig(stage_sizes=(1, 1))
     with pytest.raises(ValueError, match="multiple of norm_groups"):
         ResNetConfig(widths=(24, 128, 256, 512))
+    with pytest.raises(ValueError, match="dtype is 'float64'; set"):
+        ResNetConfig(dtype="float64")
     with pytest.raises(ValueError, match="leaves gaps"):
         AstConfig(patch_strides=(20, 16))
     with pytest.raises(ValueError, match="norm_first is True"):

@@ -82,10 +82,11 @@ def test_default_is_musiclms():
 
 
 @pytest.mark.parametrize("config", [TINY, SPECTRAL])
-def test_no_frame_hears_past_its_hop_and_lookahead(config):
+def test_no_frame_hears_past_its_hop_and_window(config):
     model, variables, waveform_BT = _codec(config)
     cut = 17 * config.hop_length
-    heard = cut + config.lookahead
+    spectrum = config.spectrum
+    heard = cut + (spectrum.window_size - spectrum.hop_size) // 2 if spectrum else cut
     changed_BT, nudged_BT = waveform_BT.copy(), waveform_BT.copy()
     changed_BT[:, heard:] *= -1
     nudged_BT[:, heard - 1] += 1.0
@@ -315,6 +316,7 @@ def test_denoise_needs_the_option():
         ({"spectrum": dataclasses.replace(SPECTRUM, hop_size=3)}, "make a hop of 24, which"),
         ({"codebook_size": 1}, "codebook_size=1: set 2 or more"),
         ({"num_codebooks": 0}, "num_codebooks=0: set 1 or more"),
+        ({"dtype": "float64"}, "dtype='float64': set"),
     ],
 )
 def test_config_names_what_to_mend(changes, message):

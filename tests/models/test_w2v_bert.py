@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import pathlib
 
 import gin
@@ -105,6 +106,17 @@ def test_a_part_of_a_frame_is_left_off(variables):
 def _outputs(variables, waveform_BT, mask_BN, seed):
     rngs = {"mask": jax.random.key(seed)}
     return apply(variables, waveform_BT, mask_BN, 1.0, deterministic=True, rngs=rngs)
+
+
+def test_logits_are_not_rounded(variables):
+    """In bfloat16 a code's would be, by more than it is above the next."""
+    model = W2vBert(dataclasses.replace(SMALL, dtype="bfloat16"))
+    rngs = {"mask": jax.random.key(0)}
+    logits_BNK = jax.jit(functools.partial(model.apply, deterministic=True, rngs=rngs))(
+        variables, *_inputs(frames=4), 1.0
+    ).mlm_logits_BNK
+    assert logits_BNK.dtype == jnp.float32
+    assert (logits_BNK != logits_BNK.astype(jnp.bfloat16)).mean() > 0.9
 
 
 def test_features_of_a_layer_are_those_on_the_way_to_the_logits(variables):

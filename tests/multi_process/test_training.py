@@ -29,6 +29,12 @@ def test_two_processes_equal_one(start, unharmed):
     expected = exported(one)
     for name, layer in exported(unharmed).items():
         np.testing.assert_allclose(layer["kernel"], expected[name]["kernel"], atol=2e-3)
+    # A tensor axis over both processes: they read the same rows.
+    shared = start("shared", FSDP=1, TENSOR=4, bindings=["loop.train.num_steps=20"])
+    assert shared.wait() == [exit_codes.DONE] * 2
+    np.testing.assert_allclose(
+        list(shared.losses().values()), list(one.losses().values())[:20], rtol=1e-5, atol=1e-6
+    )
     last = [line for line in unharmed.lines() if "loss" in line][-1]
     assert 0 < last["goodput"] < 1
     assert last["step_ms"] > 0

@@ -48,6 +48,14 @@ class Perceptron:
     def evaluate(self, state, batch, key):
         return {"loss": self.loss(state.averaged, batch)}
 
+    @property
+    def sample_rate(self):
+        return 16_000
+
+    def sounds(self, state, batch):
+        # Long enough for a spectrum.
+        return {"rows": jnp.tile(batch["x"][:2], (1, 100))}
+
     def export(self, state):
         return {}, {"params": state.averaged}
 

@@ -65,6 +65,18 @@ def test_blocks_equal_whole_attention(block):
         np.testing.assert_allclose(one, reference, atol=1e-5)
 
 
+def test_scores_are_not_rounded():
+    """In bfloat16 those that are large would be, by more than they differ."""
+    query, key, value, bias = random_arguments(3, 11, 16)
+    inputs = [jnp.asarray(x, jnp.bfloat16) for x in (16 * query, 4 * key, value)]
+    rounded, exact = (
+        attention.causal_attention(*(x.astype(dtype) for x in inputs), bias, 4)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(rounded), exact, rtol=0.02, atol=0.02)
+
+
 def t5_bias(heads, length, max_distance):
     """Constant from the greatest distance on, as flash attention may take for granted."""
     table = np.random.default_rng(1).normal(size=(8, heads)).astype(np.float32)

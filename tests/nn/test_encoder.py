@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from musiclm.nn.encoder import Encoder, EncoderConfig
+from musiclm.nn.encoder import Encoder, EncoderConfig, SelfAttention
 
 SMALL = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "ffn_dim": 32}
 
@@ -37,6 +37,29 @@ def test_padding_changes_nothing_and_order_is_free(norm_first):
     np.testing.assert_allclose(turned_BLD[1, ::-1], y_BLD[1], atol=1e-5)
 
 
+def test_scores_are_not_rounded(monkeypatch):
+    """Between float32 projections of what bfloat16 holds, the rest is as in float32."""
+    scores = {}
+
+    def softmax(scores_BHLL):
+        scores[config.dtype] = np.asarray(scores_BHLL)
+        return softmax_of_jax(scores_BHLL)
+
+    softmax_of_jax = jax.nn.softmax
+    monkeypatch.setattr(jax.nn, "softmax", softmax)
+    # Identities, and numbers that both types hold: the products alone are longer.
+    x_BLD = np.random.default_rng(0).integers(-40, 40, (1, 3, 16)).astype(np.float32)
+    params = {
+        name: {"kernel": np.eye(16, dtype=np.float32), "bias": np.zeros(16, np.float32)}
+        for name in ("query", "key", "value", "out")
+    }
+    for dtype in ("float32", "bfloat16"):
+        config = EncoderConfig(dtype=dtype, **SMALL)
+        inputs = x_BLD.astype(dtype), np.ones((1, 3), bool)
+        SelfAttention(config).apply({"params": params}, *inputs, train=False)
+    np.testing.assert_array_equal(*scores.values())
+
+
 def test_dropout_acts_in_training_only():
     config = EncoderConfig(dropout_rate=0.5, **SMALL)
     x_BLD = np.ones((1, 3, 16), np.float32)
@@ -56,7 +79,7 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("change", "field"),
     [({"model_dim": 15}, "model_dim"), ({"num_layers": 0}, "num_layers"),
-     ({"dropout_rate": 1.0}, "dropout_rate")],
+     ({"dropout_rate": 1.0}, "dropout_rate"), ({"dtype": "float64"}, "dtype")],
 )  # fmt: skip
 def test_bad_sizes_name_the_field(change, field):
     with pytest.raises(ValueError, match=f"EncoderConfig.{field} is"):

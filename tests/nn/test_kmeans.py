@@ -13,7 +13,13 @@ from musiclm.nn import kmeans as clustering
 from musiclm.nn.kmeans import _farthest, kmeans
 
 assign = jax.jit(clustering.assign, static_argnames="chunk_size")
-inertia = jax.jit(clustering.inertia)
+
+
+@jax.jit
+def inertia(centroids_KD, x_ND):
+    """Mean squared distance of the points to their nearest centroid."""
+    gap_ND = x_ND - centroids_KD[clustering.assign(centroids_KD, x_ND)]
+    return jnp.mean(jnp.sum(jnp.square(gap_ND), axis=-1))
 
 
 def _normal(*shape):

@@ -192,3 +192,10 @@ def test_decode_stays_within_what_training_saw():
 def test_fit_rvq_asks_for_enough_vectors():
     with pytest.raises(ValueError, match="5 vectors for codebook_size=8"):
         _fit(_clusters(0)[:5])
+
+
+def test_codes_do_not_depend_on_the_machine():
+    """A TPU's own products are of bfloat16."""
+    program = str(jax.make_jaxpr(quantization.rvq_encode)(jnp.ones((2, 8, 4)), jnp.ones((5, 4))))
+    assert program.count("dot_general[") == 1
+    assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in program

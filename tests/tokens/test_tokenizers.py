@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -39,6 +40,21 @@ def test_a_stream_of_codes_makes_what_they_make_at_once(codec, cuts, piece_frame
     sounds = list(acoustic.decode_stream(pieces, piece_frames=piece_frames))
     np.testing.assert_allclose(np.concatenate(sounds, axis=1), whole_BT, atol=1e-4)
     assert [sound.shape[1] for sound in sounds[:-1]] == [32 * piece_frames] * (len(sounds) - 1)
+
+
+def test_a_codec_can_be_asked_for_codes_without_the_noise(codec):
+    acoustic, _, whole_BT = codec
+    with pytest.raises(ValueError, match="denoise=False"):
+        acoustic.encode(whole_BT, denoise=True)
+    film = {"scale": np.array([[1], [-1]]) * np.ones(acoustic.config.latent_dim)}
+    film["shift"] = 0 * film["scale"]
+    denoising = tokenizers.AcousticTokenizer(
+        dataclasses.replace(acoustic.config, denoise=True),
+        acoustic.variables | {"params": acoustic.variables["params"] | {"film": film}},
+    )
+    as_it_is = denoising.encode(whole_BT)
+    np.testing.assert_array_equal(as_it_is, acoustic.encode(whole_BT))
+    assert (denoising.encode(whole_BT, denoise=True) != as_it_is).any()
 
 
 def test_sound_comes_as_soon_as_its_codes(codec):

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm import bundle
-from musiclm.training import health, loop, optim
+from musiclm import bundle, errors
+from musiclm.training import health, interruption, loop, optim
 from musiclm.training.state import TrainState
 
 WEIGHTS_D = np.array([1.0, -2.0, 0.5], np.float32)
@@ -22,7 +24,7 @@ class Regression:
     optimizer: optim.OptimizerConfig = optim.OptimizerConfig(
         learning_rate=0.2, warmup_steps=0, total_steps=50, schedule="cosine"
     )
-    poison_at: int = 10**9
+    poison_at: int | None = None
     spoil_from: int = 10**9
 
     def batch_spec(self, batch_size):
@@ -45,7 +47,9 @@ class Regression:
         gradients = jax.tree.map(
             lambda g: jnp.where(state.step < self.spoil_from, g, -g), gradients
         )
-        loss = jnp.where(state.step >= self.poison_at, jnp.nan, loss)
+        if self.poison_at is not None:
+            poison = jnp.where(state.step == self.poison_at, jnp.nan, 0.0)
+            gradients = jax.tree.map(lambda g: g + poison, gradients)
         return state.apply_gradients(gradients, self.optimizer.make()), {"loss": loss}
 
     def evaluate(self, state, batch, key):
@@ -74,7 +78,7 @@ def run(workdir, num_steps=50, task=None, **options):
     return loop.train(
         task=task or Regression(),
         dataset=points,
-        eval_dataset=points,
+        eval_dataset=options.pop("eval_dataset", points),
         workdir=workdir,
         component=workdir / "bundle" / "regression",
         num_steps=num_steps,
@@ -114,6 +118,18 @@ def test_resuming_equals_not_stopping(tmp_path):
     assert int(halves.step) == 50
 
 
+def test_a_check_changes_nothing_on_disk(tmp_path):
+    run(tmp_path / "new", check_only=True)
+    assert not (tmp_path / "new").exists()
+    run(tmp_path, num_steps=20)
+    unfinished = tmp_path / "checkpoints" / "30.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "20", unfinished)
+    os.truncate(tmp_path / "checkpoints" / "20" / "record" / "metadata", 3)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(tmp_path, check_only=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_finished_run_only_exports(tmp_path):
     run(tmp_path, num_steps=10)
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -123,10 +139,24 @@ def test_a_finished_run_only_exports(tmp_path):
     assert (tmp_path / "bundle" / "regression.safetensors").is_file()
 
 
-def test_nan_stops_the_run_and_the_checkpoint_is_from_before(tmp_path):
-    with pytest.raises(health.HealthError, match=r"step 15: loss is nan.*learning_rate"):
-        run(tmp_path, task=Regression(poison_at=12))
-    state = run(tmp_path, num_steps=11)
+@pytest.mark.parametrize(
+    ("poison_at", "stop_at", "told"),
+    [
+        (12, None, "step 15: loss is nan"),
+        (19, None, "step 20: .* is not finite"),  # its loss is of the weights before
+        (16, 17, "step 17: .* is not finite"),
+    ],
+)
+def test_nan_stops_the_run_and_the_checkpoint_is_from_before(
+    tmp_path, monkeypatch, poison_at, stop_at, told
+):
+    monkeypatch.setattr(interruption.StopRequest, "reached", lambda _, step: step == stop_at)
+    with pytest.raises(health.HealthError, match=rf"{told}.*learning_rate"):
+        run(tmp_path, task=Regression(poison_at=poison_at))
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10"]
+    state = run(tmp_path)
+    assert int(state.step) == 50
     assert np.isfinite(state.params["w"]).all()
 
 
@@ -158,13 +188,31 @@ def test_weight_decay_leaves_biases_and_scales_alone():
     config = optim.OptimizerConfig(
         learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5
     )
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones((3, 2))}
+    params = {
+        "kernel": jnp.ones((2, 2)),
+        "bias": jnp.ones(2),
+        "scale": jnp.ones((3, 2)),
+        "relative_bias": {"embedding": jnp.ones((8, 2))},
+    }
     optimizer = config.make()
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
+    np.testing.assert_array_equal(updates["relative_bias"]["embedding"], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "keep_best is 'eval/los': give one of eval/loss"),
+        ({"eval_dataset": None}, "nothing is evaluated: give an eval_dataset"),
+    ],
+)
+def test_the_best_is_of_a_metric_there_is(tmp_path, options, told):
+    with pytest.raises(errors.UserError, match=told):
+        run(tmp_path, keep_best="eval/los", **options)
 
 
 def test_the_best_evaluated_checkpoint_stays(tmp_path):

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm import errors
 from musiclm.losses import spectral
 from musiclm.models.discriminators import DiscriminatorConfig
 from musiclm.models.soundstream import SoundStreamConfig
-from musiclm.training import optim
-from musiclm.training.soundstream import SoundStreamTask
+from musiclm.training import loop, optim
+from musiclm.training.soundstream import SoundStreamTask, _noise
 
 pytestmark = pytest.mark.slow
 
@@ -152,19 +153,59 @@ def test_denoising_mixes_noise_at_the_ratio_and_clears_the_target():
     task = dataclasses.replace(
         TASK, config=dataclasses.replace(CONFIG, denoise=True), noise_snr_db=(6.0, 6.0)
     )
-    batch = _batch(0, size=64)
-    batch["noise"] = np.random.default_rng(0).normal(size=batch["waveform"].shape)
-    source_BT, target_BT, denoise_B = jax.jit(task._source_and_target)(batch, jax.random.key(0))
-    noise_BT = np.asarray(source_BT) - batch["waveform"]
+    clean_BT = _batch(0, size=64)["waveform"]
+    source_BT, target_BT, denoise_B = jax.jit(task._source_and_target)(clean_BT, jax.random.key(0))
+    noise_BT = np.asarray(source_BT) - clean_BT
     noisy_B = np.abs(noise_BT).max(-1) > 0
     assert 16 < noisy_B.sum() < 48
     assert 16 < denoise_B.sum() < 48
-    ratio = (batch["waveform"] ** 2).mean(-1) / np.maximum((noise_BT**2).mean(-1), 1e-12)
+    ratio = (clean_BT**2).mean(-1) / np.maximum((noise_BT**2).mean(-1), 1e-12)
     np.testing.assert_allclose(10 * np.log10(ratio[noisy_B]), 6.0, atol=0.1)
-    expected = np.where(np.asarray(denoise_B)[:, None], batch["waveform"], source_BT)
+    expected = np.where(np.asarray(denoise_B)[:, None], clean_BT, source_BT)
     np.testing.assert_allclose(target_BT, expected, rtol=1e-6)
-    with pytest.raises(ValueError, match='needs batches with "noise"'):
-        task._source_and_target(_batch(0), jax.random.key(0))
+
+
+def test_noise_is_of_all_colours():
+    noise_BT = np.asarray(jax.jit(_noise, static_argnums=1)(jax.random.key(0), (64, 4_096)))
+    power_BF = np.abs(np.fft.rfft(noise_BT)) ** 2
+    octaves = np.log2(power_BF[:, 100:200].mean(1) / power_BF[:, 800:1600].mean(1)) / 3
+    assert -0.2 < octaves.min() < 0.3
+    assert 1.7 < octaves.max() < 2.2
+
+
+def test_a_codec_that_denoises_trains_from_plain_batches():
+    config = dataclasses.replace(CONFIG, denoise=True)
+    task = dataclasses.replace(TASK, config=config, noise_snr_db=(3.0, 3.0), quantize_from_step=200)
+    assert set(task.batch_spec(4)) == {"waveform"}
+    state, _ = _run(task, 150)
+    clean_BT = _batch(10_000, size=16)["waveform"]
+    noisy_BT = clean_BT + 0.1 * np.random.default_rng(0).normal(size=clean_BT.shape)
+
+    @jax.jit
+    def loss(denoise_B):
+        variables = {"params": state.params, "codebooks": state.codebooks}
+        output = task.model.apply(variables, noisy_BT, quantize=False, denoise_B=denoise_B)
+        return LOSS(clean_BT, output.waveform_BT, RATE)
+
+    assert loss(np.ones(16, bool)) < 0.98 * loss(np.zeros(16, bool))
+
+
+def test_sounds_before_codebooks_are_those_of_the_latents():
+    state, _ = _run(TASK, 2)
+    reconstruction_NT = jax.jit(TASK.sounds)(state, _batch(0))["reconstruction"]
+    output = jax.jit(functools.partial(TASK.model.apply, quantize=False))(
+        {"params": state.params, "codebooks": state.codebooks}, _batch(0)["waveform"]
+    )
+    np.testing.assert_allclose(reconstruction_NT, output.waveform_BT, atol=1e-5)
+
+
+def test_a_run_must_come_to_its_codebooks(tmp_path):
+    with pytest.raises(errors.UserError, match="quantize_from_step is 20 of 20 steps"):
+        loop.train(
+            task=TASK, dataset=None, workdir=tmp_path / "run", component=tmp_path / "codec",
+            num_steps=20, batch_size=4,
+        )  # fmt: skip
+    TASK.check_steps(21)
 
 
 def test_export_decodes():
@@ -208,3 +249,9 @@ def test_batches_must_fit():
     big = dataclasses.replace(TASK, config=dataclasses.replace(CONFIG, codebook_size=1024))
     with pytest.raises(ValueError, match="kmeans_batches"):
         big.init(jax.random.key(0), _batch(0))
+    # As many batches as come before quantisation are fitted, and no more.
+    early = dataclasses.replace(
+        TASK, config=dataclasses.replace(CONFIG, codebook_size=128), quantize_from_step=1
+    )
+    with pytest.raises(ValueError, match=r"128 entries to 80 frames: .*quantize_from_step \(now 1"):
+        early.init(jax.random.key(0), _batch(0))

@@ -30,7 +30,7 @@ class ResNetConfig:
         the paper does. True takes the bins as channels and convolves over time alone (the second
         number of each kernel and stride is then unused): a small net keeps absolute pitch, which
         an average over frequency blurs, and trains several times faster on a CPU.
-      dtype: Compute type; parameters stay float32.
+      dtype: Compute type, "float32" or "bfloat16"; parameters stay float32.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -55,6 +55,10 @@ class ResNetConfig:
         if min(self.stage_sizes) < 1:
             raise ValueError(
                 f"ResNetConfig.stage_sizes is {self.stage_sizes}; every stage needs a block."
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f'ResNetConfig.dtype is {self.dtype!r}; set it to "float32" or "bfloat16".'
             )
         for width in self.widths:
             if width < 1 or width % self.norm_groups:

@@ -221,6 +221,10 @@ class SoundStreamConfig:
                 raise ValueError(
                     f"SoundStreamConfig.{field}={values}: give at least one number, each 1 or more."
                 )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f'SoundStreamConfig.dtype={self.dtype!r}: set "float32" or "bfloat16".'
+            )
         if self.sample_rate % self.hop_length:
             raise ValueError(
                 f"SoundStreamConfig.strides={self.strides} make a hop of {self.hop_length}, "
@@ -232,12 +236,6 @@ class SoundStreamConfig:
     def hop_length(self) -> int:
         """Samples a frame."""
         return (self.spectrum.hop_size if self.spectrum else 1) * math.prod(self.strides)
-
-    @property
-    def lookahead(self) -> int:
-        """Samples past its own end that a frame hears."""
-        spectrum = self.spectrum
-        return (spectrum.window_size - spectrum.hop_size) // 2 if spectrum else 0
 
     @property
     def delay(self) -> int:

@@ -10,6 +10,7 @@ K codes.
 """
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -182,7 +183,11 @@ class W2vBert(nn.Module):
         self.mlm_half = conformer.ConformerStack(cfg.half(cfg.mlm_blocks))
         self.quantizer = GumbelQuantizer(cfg.codebook_size, cfg.codebook_dim)
         self.context_head = nn.Dense(cfg.codebook_dim, dtype=cfg.dtype)
-        self.mlm_head = nn.Dense(cfg.codebook_size, dtype=cfg.dtype)
+        self.mlm_head = nn.Dense(
+            cfg.codebook_size,
+            dtype=cfg.dtype,
+            dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+        )
 
     def __call__(
         self,
@@ -219,7 +224,7 @@ class W2vBert(nn.Module):
         predicted_BND = self.mlm_half(context_BND, deterministic=deterministic)
         return W2vBertOutput(
             context_BNC=self.context_head(context_BND),
-            mlm_logits_BNK=self.mlm_head(predicted_BND).astype(jnp.float32),
+            mlm_logits_BNK=self.mlm_head(predicted_BND),
             targets=self.quantizer(features_BNF, temperature, deterministic=deterministic),
         )
 

@@ -27,7 +27,7 @@ class EncoderConfig:
       norm_epsilon: Added to the variance in LayerNorm.
       init_deviation: Of initial kernels and embeddings. BERT's 0.02 suits widths near 768; a narrow
         stack hardly hears its inputs with it and learns late: give it about 1 / √model_dim.
-      dtype: Compute type; parameters stay float32.
+      dtype: Compute type, "float32" or "bfloat16"; parameters and softmax stay float32.
     """
 
     num_layers: int = 12
@@ -54,6 +54,10 @@ class EncoderConfig:
         if self.init_deviation <= 0.0:
             raise ValueError(
                 f"EncoderConfig.init_deviation is {self.init_deviation}; set it above 0."
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f'EncoderConfig.dtype is {self.dtype!r}; set it to "float32" or "bfloat16".'
             )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(
@@ -130,8 +134,10 @@ class SelfAttention(nn.Module):
         query_BLHK = _dense(config, config.model_dim, "query")(x_BLD).reshape(heads)
         key_BLHK = _dense(config, config.model_dim, "key")(x_BLD).reshape(heads)
         value_BLHK = _dense(config, config.model_dim, "value")(x_BLD).reshape(heads)
-        scores_BHLL = jnp.einsum("bqhk,bshk->bhqs", query_BLHK, key_BLHK) / head_dim**0.5
-        scores_BHLL = scores_BHLL.astype(jnp.float32)
+        scores_BHLL = jnp.einsum(
+            "bqhk,bshk->bhqs", query_BLHK, key_BLHK, preferred_element_type=jnp.float32
+        )
+        scores_BHLL /= head_dim**0.5
         # A finite bias: a row of nothing but padding stays finite instead of turning into NaN.
         scores_BHLL = jnp.where(mask_BL[:, None, None, :], scores_BHLL, -1e9)
         weights_BHLL = jax.nn.softmax(scores_BHLL).astype(config.dtype)

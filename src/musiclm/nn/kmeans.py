@@ -37,12 +37,6 @@ def assign(centroids_KD: jax.Array, x_ND: jax.Array, *, chunk_size: int = _CHUNK
     return ids_MC.reshape(-1)[:num_points].reshape(x_ND.shape[:-1])
 
 
-def inertia(centroids_KD: jax.Array, x_ND: jax.Array) -> jax.Array:
-    """Mean squared distance of the points [..., D] to their nearest centroid, a scalar."""
-    gap_ND = x_ND - centroids_KD[assign(centroids_KD, x_ND)]
-    return jnp.mean(jnp.sum(jnp.square(gap_ND), axis=-1))
-
-
 @functools.partial(jax.jit, static_argnames=("num_clusters", "num_iters", "chunk_size"))
 def kmeans(
     key: jax.Array,

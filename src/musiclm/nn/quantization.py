@@ -23,9 +23,10 @@ _UNBOUNDED = 1e4
 
 
 def _nearest(codebook_KD: jax.Array, x: jax.Array) -> jax.Array:
-    """Index of the nearest entry, int32, for `[..., D]` vectors."""
+    """Index of the nearest entry, int32, for `[..., D]` vectors; the same on any machine."""
     half_norms_K = 0.5 * jnp.sum(codebook_KD**2, axis=-1)
-    return jnp.argmax(x @ codebook_KD.T - half_norms_K, axis=-1).astype(jnp.int32)
+    products = jnp.matmul(x, codebook_KD.T, precision=lax.Precision.HIGHEST)
+    return jnp.argmax(products - half_norms_K, axis=-1).astype(jnp.int32)
 
 
 @jax.jit

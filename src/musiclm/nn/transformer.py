@@ -155,7 +155,9 @@ class Transformer(nn.Module):
             name="relative_bias",
         )(x_BTM.shape[1])
         keeps = KEPT[cfg.remat_keeps]
-        block = nn.remat(Block, prevent_cse=False, policy=keeps) if cfg.remat else Block
+        # Where no loop is left between the two passes, XLA would merge them again.
+        loops = cfg.scan_unroll < cfg.num_layers
+        block = nn.remat(Block, prevent_cse=not loops, policy=keeps) if cfg.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},

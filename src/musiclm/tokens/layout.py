@@ -1,7 +1,7 @@
 """What one sequence of each stage looks like: the only place that knows.
 
 A sequence is a prefix (what the stage is given) and a target (what it models), without a token
-for the beginning: the last of the prefix predicts the first of the target. Identifier 0 is padding
+for the beginning: the last of the prefix predicts the first of the target. Identifier 0 is not used
 and 1 stands for every conditioning token where the condition is dropped; the codes of each segment
 follow, a block of `codebook_size` a level. Within a segment, tokens go frame by frame and level by
 level inside a frame (AudioLM, section III-C).
@@ -19,7 +19,6 @@ import numpy as np
 
 from musiclm.token_spec import TokenSpec
 
-PADDING = 0
 NULL = 1
 NUM_SPECIAL = 2
 STAGES = ("semantic", "coarse", "fine")

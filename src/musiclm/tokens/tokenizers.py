@@ -56,16 +56,21 @@ class AcousticTokenizer:
     @functools.cached_property
     def _encode(self):
         model = soundstream.SoundStream(self.config)
-        return jax.jit(lambda v, x: model.apply(v, x, method="encode"))
+        return jax.jit(lambda v, x, denoise_B: model.apply(v, x, denoise_B, method="encode"))
 
     @functools.cached_property
     def _decode(self):
         model = soundstream.SoundStream(self.config)
         return jax.jit(lambda v, x: model.apply(v, x, method="decode"))
 
-    def encode(self, waveform_BT: np.ndarray) -> np.ndarray:
-        """f32 samples at `sample_rate` to int32 codes [B, frames, Q]."""
-        return np.asarray(self._encode(self.variables, waveform_BT))
+    def encode(self, waveform_BT: np.ndarray, *, denoise: bool = False) -> np.ndarray:
+        """f32 samples at `sample_rate` to int32 codes [B, frames, Q].
+
+        A codec that was trained with `config.denoise` can be asked for codes of the sound without
+        its noise; of others a ValueError tells.
+        """
+        denoise_B = np.ones(len(waveform_BT), bool) if denoise else None
+        return np.asarray(self._encode(self.variables, waveform_BT, denoise_B))
 
     def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
         """int32 codes [B, frames, Q] to f32 samples."""

@@ -5,9 +5,29 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+_STEADIER = (
+    "Resume from the last checkpoint with a lower learning_rate, a longer warm-up or a smaller "
+    "clip_norm"
+)
+
 
 class HealthError(RuntimeError):
     """A figure left its bounds; the message names it and says what to try."""
+
+
+def check_finite(step: int, finite: Mapping[str, bool]) -> None:
+    """Sees that a state can be gone on from; metrics are of the one before it.
+
+    Args:
+      step: that the state comes from.
+      finite: of each of its arrays, whether it is.
+
+    Raises:
+      HealthError: one is not.
+    """
+    for name, is_finite in finite.items():
+        if not is_finite:
+            raise HealthError(f"step {step}: {name} is not finite any more. {_STEADIER}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +66,7 @@ class HealthMonitor:
         """
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise HealthError(
-                    f"step {step}: {name} is {value}. Resume from the last checkpoint with a lower "
-                    "learning_rate, a longer warm-up or a smaller clip_norm"
-                )
+                raise HealthError(f"step {step}: {name} is {value}. {_STEADIER}")
         for check in self._checks:
             if step < check.after_step or check.metric not in metrics:
                 continue

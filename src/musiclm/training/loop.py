@@ -16,7 +16,7 @@ from musiclm.training import health, interruption, meter, profiling, program
 
 Batch = Mapping[str, np.ndarray]
 # dataset(seed=, batch_size=, start_step=, host=, num_hosts=): a host's rows of each global batch,
-# which is a function of (seed, step) alone.
+# which is a function of (seed, step) alone. Processes that share their rows count as one host.
 Dataset = Callable[..., Iterator[Batch]]
 
 
@@ -78,19 +78,18 @@ def train(
       The final state; with `check_only` its shapes.
 
     Raises:
-      UserError: the mesh, the batch, the data or the checkpoint don't fit.
+      UserError: the mesh, the batch, the data, the checkpoint or `keep_best` don't fit.
       interruption.Preempted: SIGTERM came; the state is saved.
-      health.HealthError: a figure left its bounds. The newest checkpoint is from before.
+      health.HealthError: a figure left its bounds, or the state is not finite. The newest
+        checkpoint is from before.
     """
     workdir = pathlib.Path(workdir)
+    if isinstance(task, program.Phased):
+        task.check_steps(num_steps)
     devices = (mesh or sharding.MeshConfig()).make()
     built = program.build(task, devices, batch_size=batch_size, seed=seed, rules=rules)
-    stream = {
-        "seed": seed,
-        "batch_size": batch_size,
-        "host": jax.process_index(),
-        "num_hosts": jax.process_count(),
-    }
+    host, num_hosts = sharding.part_of_rows(devices)
+    stream = {"seed": seed, "batch_size": batch_size, "host": host, "num_hosts": num_hosts}
     monitor = health.HealthMonitor(task.health())
     origin = {"seed": seed, "data": data}
 
@@ -107,16 +106,19 @@ def train(
             check_origin(facts, origin, workdir)
         batches = dataset(start_step=start, **stream)
         first = next(batches)
-        check_batch(first, built.batch)
+        check_batch(first, built.batch, num_hosts)
         batches = prefetch(itertools.chain([first], batches))
         if eval_dataset:
-            check_batch(next(eval_dataset(start_step=0, **stream)), built.batch)
+            check_batch(next(eval_dataset(start_step=0, **stream)), built.batch, num_hosts)
+        if keep_best:
+            check_metric(keep_best, built if eval_dataset else None)
+        initialize = built.init.lower() if state is None else None
         if check_only:
             return built.state
         run_step = built.step.lower(built.state, built.batch).compile()
         if eval_dataset:
             evaluate = built.evaluate.lower(built.state, built.batch).compile()
-        initialize = built.init.lower().compile() if state is None else None
+        initialize = initialize and initialize.compile()
         # Some hosts check their data and compile for minutes more than others; a collective does
         # not wait that long.
         processes.barrier("ready", ready_seconds)
@@ -181,6 +183,7 @@ def train(
                 stopping = stop.reached(count)
                 if stopping or count % checkpoint_every == 0 or count == num_steps:
                     with measured.measure("checkpoint"):
+                        health.check_finite(count, jax.device_get(built.finite(state)))
                         facts = origin | measured.facts()
                         checkpoints.save(count, state, facts=facts, metrics=evaluated)
                     watchdog.beat()
@@ -200,21 +203,36 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def check_batch(batch: Batch, spec: program.BatchSpec) -> None:
+def check_batch(batch: Batch, spec: program.BatchSpec, num_hosts: int) -> None:
     """Holds a host's batch to what the task expects.
 
     Raises:
       UserError: arrays lack, or have other shapes or types.
     """
-    hosts = jax.process_count()
     for name, array in spec.items():
-        expected = (array.shape[0] // hosts, *array.shape[1:]), array.dtype
+        expected = (array.shape[0] // num_hosts, *array.shape[1:]), array.dtype
         found = (batch[name].shape, batch[name].dtype) if name in batch else (None, None)
         if found != expected:
             raise errors.UserError(
                 f"batch[{name!r}] has the shape {found[0]} and type {found[1]}, and the task takes "
                 f"{expected[0]} of {expected[1]} a host: make the dataset's sizes those of the task"
             )
+
+
+def check_metric(name: str, built: program.Program | None) -> None:
+    """Sees that evaluations know a metric; without a program there are none.
+
+    Raises:
+      UserError: they don't.
+    """
+    metrics = jax.eval_shape(built.evaluate, built.state, built.batch) if built else {}
+    known = sorted(f"eval/{metric}" for metric in metrics)
+    if name not in known:
+        raise errors.UserError(
+            f"train.keep_best is {name!r}: give one of {', '.join(known)}"
+            if known
+            else f"train.keep_best is {name!r}, and nothing is evaluated: give an eval_dataset"
+        )
 
 
 def check_origin(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from musiclm.losses import contrastive
 from musiclm.models.mulan import MuLan, MuLanConfig, MuLanOutput
@@ -80,6 +81,7 @@ class MuLanTask:
             return self._metrics(output)
 
         gradients, scalars = jax.grad(objective, has_aux=True)(state.params)
+        scalars["gradient_norm"] = optax.tree.norm(gradients)
         scalars["learning_rate"] = self.optimizer.rate(state.step)
         return state.apply_gradients(gradients, self.optimizer.make()), scalars
 

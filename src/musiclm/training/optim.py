@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm import sharding
+
 ALGORITHMS = ("adamw", "adafactor")
 SCHEDULES = ("constant", "cosine", "transformer")
 DECAYED = ("kernel", "embedding")
@@ -113,8 +115,12 @@ class OptimizerConfig:
 
 
 def _decayed(params):
-    # By name: a stack of layers makes matrices of its scales and biases too.
-    return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+    # By name: a stack of layers makes matrices of its scales and biases too, and relative
+    # positions have a table of biases.
+    def decays(path, _):
+        return path[-1].key in DECAYED and "relative_bias" not in sharding.path_name(path)
+
+    return jax.tree.map_with_path(decays, params)
 
 
 class Average(NamedTuple):

@@ -52,6 +52,22 @@ class Audible(Protocol):
         """A few waveforms [N, T] by name, to be listened to as training goes on."""
 
 
+@runtime_checkable
+class Started(Protocol):
+    """A task whose training may start from what is in a file."""
+
+    def begin(self, state: Any) -> Any:
+        """The state of `init` with what is read."""
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """A task whose model is not whole before some step."""
+
+    def check_steps(self, num_steps: int) -> None:
+        """Raises UserError where a run of so many steps ends before."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A task on a mesh.
@@ -63,6 +79,7 @@ class Program:
       init: () -> state, jitted.
       step: (state, batch) -> (state, metrics), jitted; the state given is used up.
       evaluate: (state, batch) -> metrics, jitted.
+      finite: state -> by path of each array of floats whether all of it is finite, jitted.
       forward: (state, batch) -> what a step differentiates; only ever traced.
       sounds: (state, batch) -> waveforms by name, jitted; None unless the task is `Audible`.
     """
@@ -73,6 +90,7 @@ class Program:
     init: Callable[[], Any]
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
+    finite: Callable[[Any], dict[str, jax.Array]]
     forward: Callable[[Any, Any], Any]
     sounds: Callable[[Any, Any], dict[str, jax.Array]] | None
 
@@ -116,11 +134,22 @@ def build(
     def init():
         return task.init(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
 
+    def begin():
+        # Files are read here alone: a run that goes on from a checkpoint need not have them.
+        return task.begin(init()) if isinstance(task, Started) else init()
+
     def step(state, batch):
         return task.step(state, batch, jax.random.fold_in(step_key, state.step))
 
     def evaluate(state, batch):
         return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
+
+    def finite(state):
+        return {
+            sharding.path_name(path): jnp.isfinite(leaf).all()
+            for path, leaf in jax.tree.leaves_with_path(state)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        }
 
     def forward(state, batch):
         return task.forward(state, batch, step_key)
@@ -132,9 +161,10 @@ def build(
         mesh=mesh,
         state=sharding.abstract(shapes, where),
         batch=batch,
-        init=jax.jit(init, out_shardings=where),
+        init=jax.jit(begin, out_shardings=where),
         step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
         evaluate=jax.jit(evaluate),
+        finite=jax.jit(finite, out_shardings=whole),
         forward=forward,
         sounds=jax.jit(task.sounds, out_shardings=whole) if isinstance(task, Audible) else None,
     )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from musiclm import bundle
+from musiclm import bundle, errors
 from musiclm.losses import adversarial, spectral
 from musiclm.models.discriminators import DiscriminatorConfig, Discriminators
 from musiclm.models.soundstream import SoundStream, SoundStreamConfig
@@ -64,8 +64,8 @@ class SoundStreamState:
 class SoundStreamTask:
     """Adversarial training from batches {"waveform": f32 [B, T]}, T a multiple of the hop.
 
-    With `config.denoise`, batches also hold "noise" f32 [B, T]: half the examples get it added,
-    half are asked for denoised output, whether or not they are noisy.
+    With `config.denoise`, half the examples get noise added, white to brown, and half are asked for
+    denoised output, whether or not they are noisy (III-F).
 
     Attributes:
       config: the codec.
@@ -156,13 +156,24 @@ class SoundStreamTask:
         return SoundStream(self.config)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Crops of sound, and of noise if the codec is to remove it."""
+        """Crops of sound."""
         shape = (batch_size, round(self.crop_seconds * self.config.sample_rate))
-        names = ("waveform", "noise") if self.config.denoise else ("waveform",)
-        return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name in names}
+        return {"waveform": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+    def check_steps(self, num_steps: int) -> None:
+        """Sees that the codebooks are born in a run of so many steps.
+
+        Raises:
+          UserError: it ends before.
+        """
+        if num_steps <= self.quantize_from_step:
+            raise errors.UserError(
+                f"SoundStreamTask.quantize_from_step is {self.quantize_from_step} of {num_steps} "
+                "steps, and the codec would have no codebooks: lower it, or train for longer"
+            )
 
     def init(self, key: jax.Array, batch: Mapping[str, Any]) -> SoundStreamState:
-        """A fresh state; of the batch only the shape is read.
+        """A fresh state, random even with `start`; of the batch only the shape is read.
 
         Raises:
           ValueError: the length is no multiple of the hop, or k-means would see too few frames.
@@ -175,16 +186,17 @@ class SoundStreamTask:
                 f"{config.hop_length}: change the crop's length."
             )
         num_frames = batch_size * num_samples // config.hop_length
-        if num_frames * self.kmeans_batches < config.codebook_size:
+        num_fitted = num_frames * self._fitted_batches
+        if num_fitted < config.codebook_size:
             raise ValueError(
-                f"k-means would fit codebook_size={config.codebook_size} entries to "
-                f"{num_frames * self.kmeans_batches} frames: raise SoundStreamTask.kmeans_batches "
-                f"(now {self.kmeans_batches}) or the batch."
+                f"k-means would fit codebook_size={config.codebook_size} entries to {num_fitted} "
+                f"frames: raise SoundStreamTask.kmeans_batches (now {self.kmeans_batches}), "
+                f"quantize_from_step (now {self.quantize_from_step}) or the batch."
             )
         codec_key, discriminator_key = jax.random.split(key)
         # Sizes do not depend on the length; one hop is the cheapest.
         variables = self.model.init(codec_key, batch["waveform"][:1, : config.hop_length])
-        params = self._start(variables["params"])
+        params = variables["params"]
         shape = (config.num_codebooks, config.codebook_size, config.latent_dim)
         discriminator_params, discriminator_opt_state = {}, ()
         if self.discriminator is not None:
@@ -207,6 +219,20 @@ class SoundStreamTask:
             discriminator_opt_state=discriminator_opt_state,
         )
 
+    def begin(self, state: SoundStreamState) -> SoundStreamState:
+        """The fresh state with the weights of `start`, if there is one."""
+        if self.start is None:
+            return state
+        component = bundle.load_component(*os.path.split(self.start))
+        if component.config != self.config:
+            raise bundle.BundleError(
+                f"SoundStreamTask.start={self.start} is a codec of another config: fit it anew"
+            )
+        params = component.variables["params"]
+        return state.replace(
+            params=jax.tree.map(lambda _, array: jnp.asarray(array), state.params, params)
+        )
+
     def step(
         self, state: SoundStreamState, batch: Mapping[str, Any], key: jax.Array
     ) -> tuple[SoundStreamState, dict[str, jax.Array]]:
@@ -219,7 +245,7 @@ class SoundStreamTask:
             lambda: self._init_codebooks(codebook_key, state),
             lambda: (state.codebooks, state.codebook_stats),
         )
-        source_BT, target_BT, denoise_B = self._source_and_target(batch, noise_key)
+        source_BT, target_BT, denoise_B = self._source_and_target(batch["waveform"], noise_key)
 
         def generate(params):
             output = self.model.apply(
@@ -274,7 +300,7 @@ class SoundStreamTask:
         """Reconstruction figures through all levels and through the first half of them."""
         target_BT = batch["waveform"]
         variables = {"params": state.params, "codebooks": state.codebooks}
-        quantize = state.step > self.quantize_from_step
+        quantize = self._has_codebooks(state)
         metrics = {}
         half = max(1, self.config.num_codebooks // 2)
         for suffix, levels in (("", self.config.num_codebooks), (f"_{half}_levels", half)):
@@ -317,7 +343,7 @@ class SoundStreamTask:
         """The first few waveforms of a batch, and what the codec makes of them."""
         original_NT = batch["waveform"][:_SOUNDS]
         variables = {"params": state.params, "codebooks": state.codebooks}
-        output = self.model.apply(variables, original_NT)
+        output = self.model.apply(variables, original_NT, quantize=self._has_codebooks(state))
         return {"original": original_NT, "reconstruction": output.waveform_BT}
 
     def export(self, state: SoundStreamState) -> tuple[SoundStreamConfig, dict[str, Any]]:
@@ -359,40 +385,30 @@ class SoundStreamTask:
             ),
         )
 
-    def _start(self, fresh):
-        """The first parameters: those of `start`, if there is one."""
-        if self.start is None:
-            return fresh
-        component = bundle.load_component(*os.path.split(self.start))
-        if component.config != self.config:
-            raise bundle.BundleError(
-                f"SoundStreamTask.start={self.start} is a codec of another config: fit it anew"
-            )
-        return jax.tree.map(
-            lambda _, array: jnp.asarray(array), fresh, component.variables["params"]
-        )
+    @property
+    def _fitted_batches(self) -> int:
+        """Whose latents k-means sees."""
+        return min(self.kmeans_batches, self.quantize_from_step)
 
-    def _source_and_target(self, batch, key):
-        clean_BT = batch["waveform"]
+    def _has_codebooks(self, state):
+        return state.step > self.quantize_from_step
+
+    def _source_and_target(self, clean_BT, key):
         if not self.config.denoise:
             return clean_BT, clean_BT, None
-        if "noise" not in batch:
-            raise ValueError(
-                'SoundStreamConfig.denoise=True needs batches with "noise" [B, T]: use a dataset '
-                "that mixes noise in, or train without denoise."
-            )
-        snr_key, noisy_key, denoise_key = jax.random.split(key, 3)
+        snr_key, noisy_key, denoise_key, noise_key = jax.random.split(key, 4)
+        noise_BT = _noise(noise_key, clean_BT.shape)
         column = (clean_BT.shape[0], 1)
         low, high = self.noise_snr_db
         snr_db_B1 = jax.random.uniform(snr_key, column, minval=low, maxval=high)
         clean_rms_B1, noise_rms_B1 = (
             jnp.sqrt(jnp.mean(x_BT**2, axis=-1, keepdims=True) + 1e-10)
-            for x_BT in (clean_BT, batch["noise"])
+            for x_BT in (clean_BT, noise_BT)
         )
         gain_B1 = clean_rms_B1 / noise_rms_B1 * 10 ** (-snr_db_B1 / 20)
         noisy_B1 = jax.random.bernoulli(noisy_key, 0.5, column)
         denoise_B1 = jax.random.bernoulli(denoise_key, 0.5, column)
-        source_BT = clean_BT + jnp.where(noisy_B1, gain_B1, 0.0) * batch["noise"]
+        source_BT = clean_BT + jnp.where(noisy_B1, gain_B1, 0.0) * noise_BT
         return source_BT, jnp.where(denoise_B1, clean_BT, source_BT), denoise_B1[:, 0]
 
     def _num_levels(self, key, batch_size):
@@ -490,9 +506,8 @@ class SoundStreamTask:
         )
 
     def _init_codebooks(self, key, state):
-        num_batches, num_frames, dim = state.latents_MND.shape
-        latents_ND = state.latents_MND[: min(num_batches, self.quantize_from_step)]
-        latents_ND = latents_ND.reshape(-1, dim)
+        _, num_frames, dim = state.latents_MND.shape
+        latents_ND = state.latents_MND[: self._fitted_batches].reshape(-1, dim)
         centroids_QKD, stats = quantization.init_codebooks(
             key, latents_ND, num_codebooks=self.config.num_codebooks,
             codebook_size=self.config.codebook_size, num_iters=self.kmeans_iters,
@@ -534,3 +549,12 @@ class SoundStreamTask:
             "codebook_perplexity_min": jnp.where(quantize, perplexity_Q.min(), size),
             "dead_codes": jnp.where(quantize, dead, 0.0),
         }
+
+
+def _noise(key, shape):
+    """Noise `[B, T]` whose power falls by 0 to 6 dB an octave: white to brown, another a row."""
+    colour_key, white_key = jax.random.split(key)
+    fall_B1 = jax.random.uniform(colour_key, (shape[0], 1), minval=0.0, maxval=2.0)
+    spectrum_BF = jnp.fft.rfft(jax.random.normal(white_key, shape))
+    bins_F = jnp.maximum(1, jnp.arange(spectrum_BF.shape[1]))
+    return jnp.fft.irfft(spectrum_BF * bins_F ** (-fall_B1 / 2), n=shape[1])

@@ -113,6 +113,7 @@ class W2vBertTask:
             return metrics["loss"], (metrics, model_state)
 
         gradients, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["gumbel_temperature"] = self.gumbel_temperature(state.step)
         metrics["learning_rate"] = self.optimizer.rate(state.step)
         return state.apply_gradients(gradients, self._updates(), model_state), metrics
