@@ -41,6 +41,21 @@ def test_scalars_are_curves_and_lines(written):
     assert lines == [{"step": 1, "loss": 2.5, "eval/loss": 3.0}, {"step": 2, "loss": 1.25}]
 
 
+def test_what_is_published_is_there_before_the_end(tmp_path):
+    """Each time in files of its own, though they are opened within one second."""
+    from tensorboard.backend.event_processing import event_accumulator
+
+    with metrics.MetricWriter(tmp_path) as writer:
+        for step in range(3):
+            writer.write(step, {"loss": step})
+            writer.publish()
+        found = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+        curve = [(event.step, event.value) for event in found.Scalars("loss")]
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert curve == [(0, 0), (1, 1), (2, 2)]
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+
+
 def test_sounds_are_heard_and_seen(written):
     from PIL import Image
 

@@ -1,5 +1,6 @@
 """Where a run's figures and sounds go: TensorBoard, and one JSON object a line."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -21,13 +22,21 @@ class MetricWriter:
         self._writes = processes.is_first()
         if not self._writes:
             return
+        self._directory = pathlib.Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._opened = itertools.count()
+        self._open()
+
+    def _open(self) -> None:
         # Only who trains has it; it comes without TensorFlow, which takes seconds to import.
         import tensorboardX
 
-        directory = pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._curves = tensorboardX.SummaryWriter(str(directory), flush_secs=30)
-        self._lines = (directory / "metrics.jsonl").open("a")
+        # By the second alone, a file could have the name of the one before, and take its place.
+        number = f".{next(self._opened):06}"
+        self._curves = tensorboardX.SummaryWriter(
+            str(self._directory), flush_secs=30, filename_suffix=number
+        )
+        self._lines = (self._directory / "metrics.jsonl").open("a")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records the scalars of a step."""
@@ -54,6 +63,12 @@ class MetricWriter:
                 self._curves.add_image(
                     f"spectrogram/{name}/{n}", brightness_NFT[n], step, dataformats="HW"
                 )
+
+    def publish(self) -> None:
+        """Closes the files and goes on in others: a mounted bucket shows those that are closed."""
+        if self._writes:
+            self.close()
+            self._open()
 
     def close(self) -> None:
         """Flushes both."""

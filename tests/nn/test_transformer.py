@@ -87,22 +87,6 @@ def test_products_sum_over_one_axis(remat):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keeps", transformer.KEPT)
-def test_remat_computes_again_though_no_loop_is_left(keeps):
-    def operations(**settings):
-        config = transformer.TransformerConfig(**SIZES, remat_keeps=keeps, **settings)
-        model, x_BTM = transformer.Transformer(config), jnp.ones((2, 9, 12))
-
-        def loss(variables):
-            return jnp.sum(model.apply(variables, x_BTM, deterministic=True) ** 2)
-
-        variables = model.init(jax.random.key(0), x_BTM, deterministic=True)
-        return jax.jit(jax.grad(loss)).lower(variables).compile().cost_analysis()["flops"]
-
-    # Of a loop one turn is counted, a block.
-    assert operations(scan_unroll=2) > 1.93 * operations(scan_unroll=1)
-
-
 @pytest.mark.parametrize("change", [{"attention": "flash"}, {"scan_unroll": 2}])
 def test_how_a_step_is_computed_changes_nothing(flash_interpreted, change):
     """Neither does the padding before flash attention: 7 tokens are no tile."""

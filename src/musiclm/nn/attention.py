@@ -188,8 +188,8 @@ _add_to_rows.defvjp(lambda *args: (_add_to_rows(*args), None), _add_to_rows_back
 
 
 # Scores are by far the largest arrays of a model: computing them again in the backward pass costs
-# less than writing and reading them. In a scan, or under `nn.remat`, nothing merges the two passes;
-# between blocks that are unrolled without it XLA may, which keeps the scores.
+# less than writing and reading them. Inside a scan nothing merges the two passes; XLA may where all
+# blocks are unrolled, which keeps the scores.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _attend_block(query_BHQD, key_BHKD, value_BHKD, bias_HQK):
     scale = query_BHQD.shape[-1] ** -0.5

@@ -58,7 +58,8 @@ class TransformerConfig:
         flash attention makes.
       scan_unroll: blocks in a turn of the loop over blocks. All of them in one, what a block keeps
         for the backward pass need not be copied to and from arrays of all blocks: a GPU, where that
-        is a fifth of a step, is faster, and compilation takes longer.
+        is a fifth of a step, is faster, and compilation takes longer. XLA may then merge what
+        `remat` computes again with the forward pass, which takes the memory it was to save.
       dtype: of the computation, "float32" or "bfloat16"; parameters and softmax are float32.
     """
 
@@ -155,9 +156,7 @@ class Transformer(nn.Module):
             name="relative_bias",
         )(x_BTM.shape[1])
         keeps = KEPT[cfg.remat_keeps]
-        # Where no loop is left between the two passes, XLA would merge them again.
-        loops = cfg.scan_unroll < cfg.num_layers
-        block = nn.remat(Block, prevent_cse=not loops, policy=keeps) if cfg.remat else Block
+        block = nn.remat(Block, prevent_cse=False, policy=keeps) if cfg.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},

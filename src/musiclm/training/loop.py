@@ -141,6 +141,7 @@ def train(
             writer.write(count, averages)
             if built.sounds:
                 writer.write_sounds(count, built.sounds(state, batch), task.sample_rate)
+            writer.publish()
             return averages
 
         progress = tqdm.tqdm(
