@@ -85,6 +85,9 @@ def _attend(layer, query_GHD, keys, values, bias_HT, position):
         part = jax.tree.map(lambda x: x[layer, :, :, : bias_HT.shape[1]], cached)
         return int8.read(part, query_GHD.dtype)
 
-    scores_GHT = jnp.einsum("ghd,ghtd->ght", query_GHD, seen(keys))
-    probs_GHT = jax.nn.softmax(scores_GHT.astype(jnp.float32) + bias_HT, axis=-1)
+    # As in training: bfloat16 would round scores by as much as 3 % of a weight.
+    scores_GHT = jnp.einsum(
+        "ghd,ghtd->ght", query_GHD, seen(keys), preferred_element_type=jnp.float32
+    )
+    probs_GHT = jax.nn.softmax(scores_GHT + bias_HT, axis=-1)
     return jnp.einsum("ght,ghtd->ghd", probs_GHT.astype(query_GHD.dtype), seen(values))
