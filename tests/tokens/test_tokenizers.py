@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -83,6 +84,27 @@ def test_a_stream_without_codes_is_silent(codec):
 def magnitudes():
     """The bundled codec, which finds phases for its sound."""
     return tokenizers.AcousticTokenizer.load(bundle.load("gm-mini").components["soundstream"])
+
+
+@pytest.mark.slow
+def test_threads_may_decode_at_once(magnitudes):
+    """As the sampler does on a CPU; as daemons, for what waits for ever would hold the tests."""
+    codes_BTQ = np.random.default_rng(0).integers(0, 1000, (4, 1, 250, 6)).astype(np.int32)
+    sounds = [None] * len(codes_BTQ)
+
+    def decode(clip):
+        sounds[clip] = np.concatenate(list(magnitudes.decode_stream([codes_BTQ[clip]])), axis=1)
+
+    threads = [threading.Thread(target=decode, args=(i,), daemon=True) for i in range(len(sounds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    at_once = sounds.copy()
+    for clip, sound_BT in enumerate(at_once):
+        decode(clip)
+        np.testing.assert_array_equal(sound_BT, sounds[clip])
 
 
 @pytest.mark.slow

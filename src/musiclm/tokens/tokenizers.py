@@ -105,8 +105,12 @@ class AcousticTokenizer:
                 yield sound_BT
 
 
-# Of no instance: threads that decode at once then share one compilation.
-@functools.partial(jax.jit, static_argnums=0)
+# Of no instance: threads that decode at once then share one compilation. Each keeps to its own core
+# of a CPU: programs that divide their work among XLA's threads can wait for each other for ever
+# (jaxlib 0.11), and one alone is no faster for it.
+@functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_cpu_multi_thread_eigen": False}
+)
 def _decode_piece(config, variables, codes_BTQ, state):
     model = soundstream.SoundStream(config)
     return model.apply(variables, codes_BTQ, state, method="decode_piece")
