@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable
 
 from tpu_launch.errors import JobError
-from tpu_launch.job import Job
+from tpu_launch.job import MOUNTS, Job
 
 
 class Place(enum.Enum):
     """Where data and checkpoints can lie: how a name of that kind starts."""
 
-    BUCKET = r"gs://[\w.-]+(/|$)"
+    BUCKET = rf"(gs:/|{MOUNTS})/[\w.-]+(/|$)"
     ABSOLUTE_PATH = r"/"
     PATH = r"(?!\w+://)"
 

@@ -43,7 +43,8 @@ IMAGE_FOLDER = "/opt/musiclm"
 # Where hosts have the buckets: training reads shards at random and renames checkpoints, which takes
 # a file system.
 MOUNTS = "/mnt/gs"
-_BUCKET = re.compile(r"gs://([\w.-]+)")
+# A place in a bucket, by the bucket's name or as hosts have it.
+_BUCKET = re.compile(rf"(?<![\w/.-])(?:gs:/|{MOUNTS})/([\w.-]+)")
 # Folders that no object names are there, folders can be renamed, and hosts see at once what others
 # have written.
 _GCSFUSE = (
@@ -58,7 +59,7 @@ class Model:
 
     Attributes:
       gin_files: paths relative to the repository, as the image holds them.
-      gin_bindings: lines of gin, as `NUM_STEPS = 200000`.
+      gin_bindings: lines of gin, as `NUM_STEPS = 200000`; places in buckets as hosts have them.
     """
 
     gin_files: tuple[str, ...]
@@ -123,7 +124,8 @@ class Job:
       model: what is trained.
       cluster: on what.
       workdir: bucket or folder of checkpoints and curves, bound to the gin macro WORKDIR.
-      data: gin macros to the buckets or folders that they name.
+      data: gin macros to the buckets or folders that they name. A bucket's place is gs://NAME/… or
+        /mnt/gs/NAME/…, as hosts have it.
       image: the container's image; the back end `local` needs none.
       retries: how often the job is started again after a fault.
     """
@@ -154,8 +156,9 @@ class Job:
     @property
     def buckets(self) -> dict[str, str]:
         """Buckets, as gs://NAME, and the folders that hosts are to mount them on."""
-        found = (_BUCKET.match(place) for place in (*self.data.values(), self.workdir))
-        return {match[0]: _folder(match) for match in found if match}
+        texts = (*self.data.values(), self.workdir, *self.model.gin_bindings)
+        found = (match for text in texts for match in _BUCKET.finditer(text))
+        return {f"gs://{match[1]}": _folder(match) for match in found}
 
     @property
     def command(self) -> list[str]:

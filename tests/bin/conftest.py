@@ -1,4 +1,4 @@
-"""A corpus of tones, for commands that measure."""
+"""A corpus of tones, for commands that measure, and a study of a job that starts in seconds."""
 
 import json
 import pathlib
@@ -9,6 +9,34 @@ import pytest
 from musiclm import audio
 
 RATE = 1_600
+TINY_JOB = pathlib.Path(__file__).parents[1] / "multi_process/tiny_job.gin"
+STUDY = f"""
+from __gin__ import dynamic_registration
+
+import tiny_job
+from musiclm.evaluation import ablation
+from musiclm.training import loop
+from musiclm.training import optim
+
+include '{TINY_JOB}'
+
+FSDP = 1
+loop.train.num_steps = 40
+loop.train.eval_every = 10
+tiny_job.Perceptron.optimizer = @optim.OptimizerConfig()
+optim.OptimizerConfig.learning_rate = 0.01
+optim.OptimizerConfig.warmup_steps = 0
+
+ablation.Study.question = 'How fast?'
+ablation.Study.variants = [@base/ablation.Variant(), @slow/ablation.Variant()]
+ablation.Study.metrics = [@ablation.Metric()]
+ablation.Metric.name = 'eval/loss'
+base/ablation.Variant.name = 'fast'
+base/ablation.Variant.expected = 'a low loss'
+slow/ablation.Variant.name = 'slow'
+slow/ablation.Variant.expected = 'worse'
+slow/ablation.Variant.overrides = ('optim.OptimizerConfig.learning_rate = 1e-5',)
+"""
 
 
 @pytest.fixture
@@ -42,3 +70,16 @@ def corpus(tmp_path) -> pathlib.Path:
         lines.append(json.dumps(entry) + "\n")
     (folder / "manifest.jsonl").write_text("".join(lines))
     return folder
+
+
+@pytest.fixture
+def make_study(tmp_path, monkeypatch):
+    """Writes a study of the tiny job, with lines of its own."""
+    monkeypatch.syspath_prepend(str(TINY_JOB.parent))
+
+    def make(lines="", name="study"):
+        path = tmp_path / f"{name}.gin"
+        path.write_text(STUDY + lines)
+        return str(path)
+
+    return make

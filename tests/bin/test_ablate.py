@@ -21,36 +21,9 @@ from musiclm.bin import ablation_plan, ablation_runs, main
 from musiclm.evaluation import sources
 
 ROOT = pathlib.Path(__file__).parents[2]
-JOB = ROOT / "tests/multi_process/tiny_job.gin"
+TINY_JOB = ROOT / "tests/multi_process/tiny_job.gin"
 STUDIES = sorted((ROOT / "gin/ablations").glob("*.gin"))
 
-STUDY = f"""
-from __gin__ import dynamic_registration
-
-import tiny_job
-from musiclm.evaluation import ablation
-from musiclm.training import loop
-from musiclm.training import optim
-
-include '{JOB}'
-
-FSDP = 1
-loop.train.num_steps = 40
-loop.train.eval_every = 10
-tiny_job.Perceptron.optimizer = @optim.OptimizerConfig()
-optim.OptimizerConfig.learning_rate = 0.01
-optim.OptimizerConfig.warmup_steps = 0
-
-ablation.Study.question = 'How fast?'
-ablation.Study.variants = [@base/ablation.Variant(), @slow/ablation.Variant()]
-ablation.Study.metrics = [@ablation.Metric()]
-ablation.Metric.name = 'eval/loss'
-base/ablation.Variant.name = 'fast'
-base/ablation.Variant.expected = 'a low loss'
-slow/ablation.Variant.name = 'slow'
-slow/ablation.Variant.expected = 'worse'
-slow/ablation.Variant.overrides = ('optim.OptimizerConfig.learning_rate = 1e-5',)
-"""
 THIRD = """
 ablation.Study.variants = [
     @base/ablation.Variant(), @slow/ablation.Variant(), @third/ablation.Variant()]
@@ -60,19 +33,6 @@ third/ablation.Variant.overrides = ({!r},)
 """
 
 PACE = "PACE=0.03"  # at which a test can get between
-
-
-@pytest.fixture
-def make_study(tmp_path, monkeypatch):
-    """Writes a study of the tiny job, with lines of its own."""
-    monkeypatch.syspath_prepend(str(JOB.parent))
-
-    def make(lines="", name="study"):
-        path = tmp_path / f"{name}.gin"
-        path.write_text(STUDY + lines)
-        return str(path)
-
-    return make
 
 
 class Stub:
@@ -175,7 +135,7 @@ def test_a_mistake_in_the_study_is_told(make_study, lines, told):
 
 def test_a_run_that_is_no_study_is_told(make_study):
     with pytest.raises(errors.UserError, match=r"the ablation.Study of .*tiny_job.gin: missing"):
-        ablation_plan.plan([str(JOB)], [], 1)
+        ablation_plan.plan([str(TINY_JOB)], [], 1)
 
 
 def digests(file, bindings=()):
@@ -409,7 +369,7 @@ def test_a_study_is_named_by_its_own_file(make_study, tmp_path, monkeypatch):
 
 def test_the_examples_have_what_must_be_given():
     examples = [line for line in command.EPILOG.splitlines() if line.startswith("  musiclm")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     assert all("--gin_file" in line and "--out" in line for line in examples)
 
 
@@ -422,7 +382,7 @@ def start(tmp_path):
         command = [sys.executable, "-m", "musiclm.bin.main", "ablate", f"--gin_file={file}"]
         command += [f"--out={out}", f"--gin_bindings={PACE}"]
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(JOB.parent), *filter(None, sys.path)]),
+            "PYTHONPATH": os.pathsep.join([str(TINY_JOB.parent), *filter(None, sys.path)]),
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
         }
         with (tmp_path / "stderr").open("a") as stderr:

@@ -69,6 +69,32 @@ def test_what_decides_is_in_the_digest(make_study):
     assert not set(digests("tiny_measurement.Draws.material = 'stone'")) & set(first)
 
 
+TRAINING = """
+import tiny_job
+from musiclm.training import loop
+from musiclm.training import optim
+
+include '{tiny_job}'
+
+WORKDIR = ''
+loop.train.component = ''
+tiny_measurement.Draws.train = @loop.train
+tiny_job.Perceptron.optimizer = @optim.OptimizerConfig()
+optim.OptimizerConfig.learning_rate = 0.01
+optim.OptimizerConfig.total_steps = 5
+optim.OptimizerConfig.warmup_steps = {warmup_steps}
+"""
+
+
+def test_a_training_that_a_measurement_calls_is_planned_with_it(make_study, monkeypatch):
+    folder = pathlib.Path(__file__).parents[1] / "multi_process"
+    monkeypatch.syspath_prepend(str(folder))
+    lines = {"tiny_job": folder / "tiny_job.gin"}
+    assert ablation_plan.plan([make_study(TRAINING.format(**lines, warmup_steps=4))], [], 1)
+    with pytest.raises(errors.UserError, match=r"^variant 'here': .*warmup_steps is 9 of 5 steps"):
+        ablation_plan.plan([make_study(TRAINING.format(**lines, warmup_steps=9))], [], 1)
+
+
 @pytest.mark.parametrize(
     ("lines", "told"),
     [

@@ -1,16 +1,18 @@
 """A measurement that starts in seconds: draws around a place."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Numbers around `place`, their mean and their spread."""
+    """Numbers around `place`, their mean and their spread; and what it might train."""
 
     place: float = 0.0
     material: str = "paper"
+    train: Callable[..., object] | None = None
 
     figures = ("mean", "spread")
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tpu_launch import job as job_lib
+from tpu_launch import jobset
 from tpu_launch.errors import JobError
 
 EXAMPLES = sorted((pathlib.Path(job_lib.__file__).parent / "examples").glob("*.yaml"))
@@ -17,7 +18,7 @@ GOOD = {
     "model": {"gin_files": ["a.gin", "b.gin"], "gin_bindings": ["NUM_STEPS = 7"]},
     "data": {"TRAIN": 'gs://b/"t"'},
     "workdir": "gs://b/w",
-    "cluster": {"accelerator": "v5e-256", "slices": 2, "spot": True},
+    "cluster": {"accelerator": "v5e-256", "slices": 2, "spot": True, "queue": "q"},
     "image": "image",
     "retries": 3,
 }
@@ -44,6 +45,14 @@ def test_places_become_gin_strings_and_bindings_come_last(tmp_path):
     values = {name: ast.literal_eval(v) for name, v in (line.split("=", 1) for line in bindings)}
     assert values == {"TRAIN": '/mnt/gs/b/"t"', "WORKDIR": "/mnt/gs/b/w", "NUM_STEPS ": 7}
     assert bindings[-1] == "NUM_STEPS = 7"  # it overrides the others
+
+
+def test_buckets_are_found_wherever_they_are_named(tmp_path):
+    model = GOOD["model"] | {"gin_bindings": ["TRAIN = '/mnt/gs/d/t'", "X = '/data/mnt/gs/e/t'"]}
+    job = _load(tmp_path, GOOD | {"model": model, "workdir": "/mnt/gs/c/w"})
+    assert job.buckets == {f"gs://{name}": f"/mnt/gs/{name}" for name in "bcd"}
+    assert 'WORKDIR="/mnt/gs/c/w"' in job.command
+    assert "/mnt/gs/c/w" in jobset.BACKEND(job)
 
 
 def test_buckets_are_mounted_before_the_command_takes_the_shells_place(

@@ -5,6 +5,9 @@ OUT/runs/<digest of all that decides it>: equal runs of any study are made once.
 goes on where it was, also beside others that make the same: each takes runs that nobody is at. OUT
 gets NAME.json, NAME.md and NAME.png after each run, NAME being that of the first gin file.
 
+With --backend and --job, runs that train are handed to an engine instead, each as a job of
+`python -m tpu_launch`; started again it takes what is done into the table.
+
 Exit codes: as `musiclm train`, of the first run that failed if any did. The others are made anyway.
 """
 
@@ -25,8 +28,10 @@ examples:
   musiclm ablate --gin_file gin/ablations/positions.gin --gin_bindings 'TRAIN="…"' … --out ablations
   musiclm ablate --dry-run --gin_file … --out ablations          # checks all, makes nothing
   musiclm ablate --only '4 levels' --seeds 3 --gin_file … --out ablations
+  musiclm ablate --backend slurm --job job.yaml --gin_file … --out /shared/ablations
 
-The top of a gin file tells which macros must be set; docs/ablations.md how to read and write one.
+The top of a gin file tells which macros must be set; docs/ablations.md how to read and write one,
+and what a job's file has.
 """
 
 
@@ -39,12 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=2, help="how many, from 0 on (default: 2)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, make none")
+    parser.add_argument("--backend", help="hand runs to this engine of tpu_launch, needs --job")
+    parser.add_argument(
+        "--job", type=pathlib.Path, metavar="YAML", help="cluster, image and retries of the jobs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     if args.seeds < 1:
         raise errors.UserError(f"--seeds is {args.seeds}: give 1 or more")
+    if (args.backend is None) != (args.job is None):
+        raise errors.UserError("--backend and --job are of use together: give both, or none")
     # A process takes what it imported with it when it ends: TensorFlow, for the plan.
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), initializer=_without_accelerator
@@ -52,10 +63,16 @@ def run(args: argparse.Namespace) -> int:
         planned = worker.submit(_plan, args.gin_file, args.gin_bindings, args.seeds)
         study, runs = planned.result()
 
-    from musiclm.bin import ablation_runs
+    from musiclm.bin import ablation_jobs, ablation_runs
 
     name = pathlib.Path(args.gin_file[0]).stem  # what follows is added to the study
-    make = ablation_runs.Maker(args.gin_file, args.gin_bindings)
+    make: ablation_runs.Make
+    if args.backend is None:
+        make = ablation_runs.Maker(args.gin_file, args.gin_bindings)
+    else:
+        shared = ablation_jobs.load(args.job)
+        make = ablation_jobs.Maker(args.gin_file, args.gin_bindings, args.backend, shared)
+        make.check(runs[0], args.out)
     return ablation_runs.ablate(
         study, runs, args.out, name, make, only=args.only, dry_run=args.dry_run
     )

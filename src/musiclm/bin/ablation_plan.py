@@ -141,6 +141,9 @@ def _decided(study: ablation.Study, kind: Kind) -> dict[str, Any]:
                 f"Metric.name is {metric.name!r}: its evaluations have {', '.join(sorted(found))}"
             )
     described = configuration.described(function)
+    train = pkgutil.resolve_name(TRAINING.function)
+    if kind is not TRAINING and configuration.calls(described, train):
+        configuration.resolve(train)  # a mistake in it must not show after hours either
     decided = {name: value for name, value in described.items() if name not in kind.places}
     return _with_contents(decided | {"data": data})
 

@@ -16,6 +16,9 @@ from musiclm.evaluation import ablation, sources
 
 # make(run, folder, lock): makes it there, with the file that locks the folder; an exit code.
 Make = Callable[[Run, pathlib.Path, int], int]
+# In the folder of a run that somebody else was asked to make: what was handed over. While it is
+# there nobody starts the run again.
+HANDED_OVER = "job.yaml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Maker:
     gin_bindings: Sequence[str]
 
     def __call__(self, run: Run, folder: pathlib.Path, lock: int) -> int:
-        """Starts the process, which holds the lock as well, and waits for its exit code."""
+        """Makes a run in its folder, and waits for the exit code."""
         places = {
             "workdir": folder,
             "component": folder / "model",
@@ -37,13 +40,21 @@ class Maker:
         command = [sys.executable, "-m", "musiclm.bin.main", run.kind.command]
         command += [f"--gin_file={file}" for file in self.gin_files]
         command += [f"--gin_bindings={binding}" for binding in bindings]
-        process = subprocess.Popen(command, pass_fds=[lock])
-        try:
-            return process.wait()
-        except BaseException:  # asked to stop: so is the run, which saves
-            process.terminate()
-            process.wait()
-            raise
+        return exit_code(command, lock)
+
+
+def exit_code(command: Sequence[str], lock: int) -> int:
+    """Starts a process that holds the lock as well, and waits for its exit code.
+
+    Asked to stop it asks the process, which saves.
+    """
+    process = subprocess.Popen(command, pass_fds=[lock])
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def ablate(
@@ -78,7 +89,8 @@ def ablate(
     folder = out / "runs"
     if dry_run:
         for run in runs:
-            print(f"{run.variant}, seed {run.seed}: {_state(run, folder / run.digest)}")
+            place = folder / run.digest
+            print(f"{run.variant}, seed {run.seed}: {_state(run, place)}, {place}")
         return exit_codes.DONE
     codes: dict[str, int] = {}
     _write(study, _outcomes(study, runs, folder, codes), out, name)  # whether it can is known early
@@ -95,6 +107,13 @@ def ablate(
         if code := codes.get(run.digest):
             print(f"musiclm: {run.variant}, seed {run.seed}: {_failure(code)}", file=sys.stderr)
     print(f"musiclm: wrote {out / name}.md, .json and .png", file=sys.stderr)
+    handed = {run.digest for run in runs if _state(run, folder / run.digest) == "handed over"}
+    if handed:
+        print(
+            f"musiclm: handed over and not done: {len(handed)} of {len(runs)} runs: start again to "
+            f"see what has become of them; a run without its {HANDED_OVER} is handed over anew",
+            file=sys.stderr,
+        )
     first_failed = next(filter(None, codes.values()), exit_codes.DONE)
     return exit_codes.FAULT if first_failed < 0 else first_failed
 
@@ -111,7 +130,7 @@ def _made(runs: Sequence[Run], folder: pathlib.Path, make: Make) -> Iterator[tup
                 if lock is None:
                     continue
                 del pending[digest]
-                if _is_done(run, folder / digest):
+                if _state(run, folder / digest) in ("done", "handed over"):
                     continue
                 print(
                     f"musiclm: run {total - len(pending)} of {total}: {run.variant}, seed "
@@ -148,13 +167,12 @@ def _locked(folder: pathlib.Path, *, wait: bool) -> Iterator[int | None]:
         yield file.fileno()
 
 
-def _is_done(run: Run, folder: pathlib.Path) -> bool:
-    return (folder / run.kind.last).is_file()
-
-
 def _state(run: Run, folder: pathlib.Path) -> str:
-    state = "done" if _is_done(run, folder) else "begun" if folder.is_dir() else "to do"
-    return f"{state}, {folder}"
+    if (folder / run.kind.last).is_file():
+        return "done"
+    if (folder / HANDED_OVER).is_file():
+        return "handed over"
+    return "begun" if folder.is_dir() else "to do"
 
 
 def _failure(code: int) -> str:
@@ -188,14 +206,15 @@ def _outcomes(
     outcomes = {}
     for run in runs:
         place, code = folder / run.digest, codes.get(run.digest)
-        if _is_done(run, place):
+        state = _state(run, place)
+        if state == "done":
             curves = ablation.read_curves(place / "metrics.jsonl", names)
             items = ablation.read_items(place / "items.json", names)
             outcome = ablation.Outcome(
                 run=run.digest, codes=_codes(place), curves=curves, items=items
             )
         else:
-            missing = _failure(code) if code else "not made yet"
+            missing = _failure(code) if code else {"handed over": state}.get(state, "not made yet")
             outcome = ablation.Outcome(run=run.digest, missing=missing)
         outcomes[run.variant, run.seed] = outcome
     return outcomes

@@ -114,6 +114,15 @@ def described(function: Callable[..., Any]) -> dict[str, Any]:
         return _described_call(function)
 
 
+def calls(described: Any, function: Callable[..., Any]) -> bool:
+    """Whether what was `described` refers to a function, at any depth."""
+    if isinstance(described, Mapping):
+        if described.get("calls") == _name(function):
+            return True
+        described = list(described.values())
+    return isinstance(described, list) and any(calls(item, function) for item in described)
+
+
 @contextlib.contextmanager
 def mistakes_told() -> Iterator[None]:
     """Turns what gin and configs raise into one line."""
