@@ -110,6 +110,20 @@ def test_dead_entries_become_vectors_of_the_batch():
     assert (stats.counts_QK >= 2.0).all()
 
 
+def test_the_loss_of_codebooks_is_least_at_the_means_of_what_chose_them():
+    x_ND = _clusters(4)
+    codes_QN, residuals_QND, _ = quantization.rvq_residuals(x_ND[None, :3], x_ND)
+    means_QKD = np.array([[x_ND[codes_QN[0] == k].mean(0) for k in range(3)]])
+    gradient_QKD = jax.grad(quantization.codebook_loss)
+    at_means_QKD = gradient_QKD(means_QKD, residuals_QND, codes_QN)
+    np.testing.assert_allclose(at_means_QKD, 0, atol=1e-5)
+    # One away from it, by hand: 2 n / (N D) in each dimension.
+    shares_K1 = np.bincount(codes_QN[0], minlength=3)[:, None] / len(x_ND)
+    beyond_QKD = gradient_QKD(means_QKD + 1, residuals_QND, codes_QN)
+    expected_KD = np.broadcast_to(2 * shares_K1 / x_ND.shape[1], (3, x_ND.shape[1]))
+    np.testing.assert_allclose(beyond_QKD[0], expected_KD, rtol=1e-3)
+
+
 def test_kmeans_start_beats_random_entries_and_counts_match():
     x_ND = _clusters(4)
     codebooks_QKD, stats = jax.device_get(

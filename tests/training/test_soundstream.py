@@ -99,6 +99,25 @@ def test_codebooks_are_born_at_their_step_from_the_newest_latents():
     assert (high_D >= latents_ND.max(0) - 1e-6).all()
 
 
+def test_gradients_learn_codebooks_as_well():
+    """From k-means on, to within a margin of moving averages; dead entries are replaced too."""
+    task = dataclasses.replace(TASK, codebook_optimizer=OPTIMIZER)
+    born, _ = _run(task, 21)
+    state, history = _run(task, 100, born, start=21)
+    assert len(jax.tree.leaves(_run(TASK, 1)[0].codebook_opt_state)) == 0
+    moved = (
+        state.codebooks["quantizer"]["centroids_QKD"] - born.codebooks["quantizer"]["centroids_QKD"]
+    )
+    assert (jnp.abs(moved).max(-1) > 0).all()
+    assert history[-1]["dead_codes"] < 0.2
+    by_averages, _ = _run(TASK, 121)
+    found, wanted = (
+        float(of.evaluate(after, _batch(1000), jax.random.key(0))["log_mel_distance_db"])
+        for of, after in ((task, state), (TASK, by_averages))
+    )
+    assert found < 1.3 * wanted
+
+
 def test_discriminators_wait_for_their_step_then_learn():
     state, history = _run(ADVERSARIAL, 2)
     start = _compiled(ADVERSARIAL)[0](jax.random.key(0), _batch(0)).discriminator_params

@@ -1,7 +1,8 @@
 """Residual vector quantisation with codebooks learned by moving averages.
 
 SoundStream (arXiv 2107.03312, III-C): level q quantises what levels 0..q-1 left over. Codebooks
-are no parameters of the gradient: each entry is a moving average of the residuals that chose it.
+are no parameters of the gradient: each entry is a moving average of the residuals that chose it;
+`codebook_loss` is the alternative, to compare.
 Everything here is a pure function of arrays; sums over a sharded batch are global under `jit`.
 
 Shape legend: N vectors, D dimension, Q levels, K entries a codebook, B batch, T frames.
@@ -125,35 +126,75 @@ def update_codebooks(
       residuals_QND: the vectors each level saw.
       codes_QN: what they chose.
       decay: of the moving averages, 0.99 in the paper.
-      dead_below: an entry whose moving count falls below this becomes a random vector of the
-        batch. The paper's 2 belongs to its batch; a count is about N / K for an average entry.
+      dead_below: see `replace_dead`.
+
+    Returns:
+      codebooks_QKD and statistics.
+    """
+    stats = update_stats(stats, residuals_QND, codes_QN, decay=decay)
+    counts_QK1 = stats.counts_QK[..., None]
+    # With no bar (dead_below 0) a count can decay to nothing: the entry then stays where it was.
+    codebooks_QKD = jnp.where(
+        counts_QK1 > 1e-8, stats.sums_QKD / jnp.maximum(counts_QK1, 1e-8), codebooks_QKD
+    )
+    return replace_dead(key, codebooks_QKD, stats, residuals_QND, dead_below=dead_below)
+
+
+def update_stats(
+    stats: CodebookStats, residuals_QND: jax.Array, codes_QN: jax.Array, *, decay: float
+) -> CodebookStats:
+    """One step of the moving averages, see `update_codebooks`."""
+
+    def gather(residuals_ND, codes_N, sums_KD):
+        counts_K = jnp.zeros(sums_KD.shape[0]).at[codes_N].add(1.0)
+        return counts_K, jnp.zeros_like(sums_KD).at[codes_N].add(residuals_ND)
+
+    counts_QK, sums_QKD = jax.vmap(gather)(residuals_QND, codes_QN, stats.sums_QKD)
+    return CodebookStats(
+        counts_QK=decay * stats.counts_QK + (1 - decay) * counts_QK,
+        sums_QKD=decay * stats.sums_QKD + (1 - decay) * sums_QKD,
+    )
+
+
+def replace_dead(
+    key: jax.Array, codebooks_QKD: jax.Array, stats: CodebookStats, residuals_QND: jax.Array,
+    *, dead_below: float,
+) -> tuple[jax.Array, CodebookStats]:  # fmt: skip
+    """Makes entries that hardly anything chooses random vectors of the batch.
+
+    Args:
+      key: picks them.
+      codebooks_QKD: the codebooks.
+      stats: their statistics.
+      residuals_QND: the vectors each level saw.
+      dead_below: the moving count below which an entry is dead. The paper's 2 belongs to its
+        batch; a count is about N / K for an average entry.
 
     Returns:
       codebooks_QKD and statistics.
     """
     num_levels, codebook_size, _ = codebooks_QKD.shape
-    num_vectors = residuals_QND.shape[1]
-
-    def gather(residuals_ND, codes_N):
-        counts_K = jnp.zeros(codebook_size).at[codes_N].add(1.0)
-        return counts_K, jnp.zeros_like(codebooks_QKD[0]).at[codes_N].add(residuals_ND)
-
-    batch_counts_QK, batch_sums_QKD = jax.vmap(gather)(residuals_QND, codes_QN)
-    counts_QK = decay * stats.counts_QK + (1 - decay) * batch_counts_QK
-    sums_QKD = decay * stats.sums_QKD + (1 - decay) * batch_sums_QKD
-
-    dead_QK = counts_QK < dead_below
-    picks_QK = jax.random.randint(key, (num_levels, codebook_size), 0, num_vectors)
+    dead_QK = stats.counts_QK < dead_below
+    picks_QK = jax.random.randint(key, (num_levels, codebook_size), 0, residuals_QND.shape[1])
     fresh_QKD = jnp.take_along_axis(residuals_QND, picks_QK[..., None], axis=1)
-    # A fresh entry starts at twice the bar, or it would be dead again after the next batch.
-    counts_QK = jnp.where(dead_QK, 2 * dead_below, counts_QK)
-    sums_QKD = jnp.where(dead_QK[..., None], 2 * dead_below * fresh_QKD, sums_QKD)
-    # With no bar (dead_below 0) a count can decay to nothing: the entry then stays where it was.
-    codebooks_QKD = jnp.where(
-        counts_QK[..., None] > 1e-8, sums_QKD / jnp.maximum(counts_QK, 1e-8)[..., None],
-        codebooks_QKD,
-    )  # fmt: skip
-    return codebooks_QKD, CodebookStats(counts_QK=counts_QK, sums_QKD=sums_QKD)
+    dead_QK1 = dead_QK[..., None]
+    return jnp.where(dead_QK1, fresh_QKD, codebooks_QKD), CodebookStats(
+        # A fresh entry starts at twice the bar, or it would be dead again after the next batch.
+        counts_QK=jnp.where(dead_QK, 2 * dead_below, stats.counts_QK),
+        sums_QKD=jnp.where(dead_QK1, 2 * dead_below * fresh_QKD, stats.sums_QKD),
+    )
+
+
+def codebook_loss(
+    codebooks_QKD: jax.Array, residuals_QND: jax.Array, codes_QN: jax.Array
+) -> jax.Array:
+    """What codebooks that gradients learn minimise, in place of moving averages.
+
+    The mean squared distance of entries from the residuals that chose them, a sum over the levels
+    (VQ-VAE, arXiv 1711.00937, the second term of equation 3). Residuals carry no gradient.
+    """
+    chosen_QND = jnp.take_along_axis(codebooks_QKD, codes_QN[..., None], axis=1)
+    return jnp.sum(jnp.mean((chosen_QND - lax.stop_gradient(residuals_QND)) ** 2, axis=(1, 2)))
 
 
 def perplexity(counts_QK: jax.Array) -> jax.Array:

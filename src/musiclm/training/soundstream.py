@@ -43,6 +43,7 @@ class SoundStreamState:
       opt_state: of its optimizer.
       codebooks: the codec's collection "codebooks".
       codebook_stats: moving averages behind them.
+      codebook_opt_state: of their optimizer, `()` without.
       latents_MND: the newest M batches of encoder outputs before quantisation starts.
       balancer: moving gradient norms.
       discriminator_params: `{}` without discriminators.
@@ -54,6 +55,7 @@ class SoundStreamState:
     opt_state: optax.OptState
     codebooks: Any
     codebook_stats: quantization.CodebookStats
+    codebook_opt_state: optax.OptState
     latents_MND: jax.Array
     balancer: adversarial.BalancerState
     discriminator_params: Any
@@ -87,6 +89,8 @@ class SoundStreamTask:
       kmeans_batches: how many of the last batches it fits; a single small one holds hardly more
         vectors than a codebook has entries.
       ema_decay: of the codebooks' moving averages.
+      codebook_optimizer: learns the codebooks by gradients of `quantization.codebook_loss`, from
+        k-means on; its steps count from there. None: entries are moving averages, as in the paper.
       dead_below: moving count a batch under which an entry is replaced; keep it well under N / K.
       quantizer_dropout: share of the examples that use only the first n levels, n ~ U{1..Q}.
       noise_snr_db: range of signal-to-noise ratios, in dB, of denoising.
@@ -114,6 +118,7 @@ class SoundStreamTask:
     kmeans_iters: int = 10
     kmeans_batches: int = 10
     ema_decay: float = 0.99
+    codebook_optimizer: optim.OptimizerConfig | None = None
     dead_below: float = 2.0
     quantizer_dropout: float = 1.0
     noise_snr_db: tuple[float, float] = (0.0, 30.0)
@@ -121,11 +126,13 @@ class SoundStreamTask:
     health_patience: int = 5
 
     def __post_init__(self):
-        if self.optimizer.ema_decay:
-            raise ValueError(
-                f"SoundStreamTask.optimizer has ema_decay {self.optimizer.ema_decay}: give 0, "
-                "codebooks fit the weights as they are, not their average"
-            )
+        for field in ("optimizer", "codebook_optimizer"):
+            optimizer = getattr(self, field)
+            if optimizer is not None and optimizer.ema_decay:
+                raise ValueError(
+                    f"SoundStreamTask.{field} has ema_decay {optimizer.ema_decay}: give 0, "
+                    "codebooks fit the weights as they are, not their average"
+                )
         if self.discriminator is not None and self.discriminator_optimizer is None:
             raise ValueError(
                 "SoundStreamTask.discriminator_optimizer is None with a discriminator: give its "
@@ -213,6 +220,9 @@ class SoundStreamTask:
             codebook_stats=quantization.CodebookStats(
                 counts_QK=jnp.zeros(shape[:2]), sums_QKD=jnp.zeros(shape)
             ),
+            codebook_opt_state=()
+            if self.codebook_optimizer is None
+            else self.codebook_optimizer.make().init({"centroids_QKD": jnp.zeros(shape)}),
             latents_MND=jnp.zeros((self.kmeans_batches, num_frames, config.latent_dim)),
             balancer=adversarial.BalancerState.create(_BALANCED),
             discriminator_params=discriminator_params,
@@ -265,10 +275,12 @@ class SoundStreamTask:
         (gradients,) = pullback((gradient_BT, commitment_share))
         updates, opt_state = self.optimizer.make().update(gradients, state.opt_state, state.params)
 
-        codebooks, stats = lax.cond(
+        codebooks, stats, codebook_opt_state = lax.cond(
             quantize,
-            lambda: self._update_codebooks(codebook_key, codebooks, stats, output.quantized),
-            lambda: (codebooks, stats),
+            lambda: self._update_codebooks(
+                codebook_key, codebooks, stats, state.codebook_opt_state, output.quantized
+            ),
+            lambda: (codebooks, stats, state.codebook_opt_state),
         )
         latents_ND = output.latents_BTD.reshape(state.latents_MND.shape[1:])
         slot = jnp.where(quantize, 0, state.step % self.kmeans_batches)
@@ -288,6 +300,7 @@ class SoundStreamTask:
             opt_state=opt_state,
             codebooks=codebooks,
             codebook_stats=stats,
+            codebook_opt_state=codebook_opt_state,
             latents_MND=state.latents_MND.at[slot].set(kept_ND),
             balancer=balancer,
             discriminator_params=discriminator_params,
@@ -516,19 +529,35 @@ class SoundStreamTask:
         bounds_2D = jnp.stack([latents_ND.min(axis=0), latents_ND.max(axis=0)])
         return {"quantizer": {"centroids_QKD": centroids_QKD, "bounds_2D": bounds_2D}}, stats
 
-    def _update_codebooks(self, key, codebooks, stats, quantized):
-        """One moving-average step on all levels of all examples.
+    def _update_codebooks(self, key, codebooks, stats, opt_state, quantized):
+        """One step, of moving averages or of the optimizer, on all levels of all examples.
 
         Levels that quantizer dropout left out of the output count too: their residuals are what
         the full codec quantises, and the last codebooks would else see a fraction of the data.
         """
         num_levels, dim = quantized.codes_QBT.shape[0], quantized.residuals_QBTD.shape[-1]
-        centroids_QKD, stats = quantization.update_codebooks(
-            key, codebooks["quantizer"]["centroids_QKD"], stats,
-            quantized.residuals_QBTD.reshape(num_levels, -1, dim),
-            quantized.codes_QBT.reshape(num_levels, -1),
-            decay=self.ema_decay, dead_below=self.dead_below,
-        )  # fmt: skip
+        centroids_QKD = codebooks["quantizer"]["centroids_QKD"]
+        residuals_QND = quantized.residuals_QBTD.reshape(num_levels, -1, dim)
+        codes_QN = quantized.codes_QBT.reshape(num_levels, -1)
+        if self.codebook_optimizer is None:
+            centroids_QKD, stats = quantization.update_codebooks(
+                key, centroids_QKD, stats, residuals_QND, codes_QN, decay=self.ema_decay,
+                dead_below=self.dead_below,
+            )  # fmt: skip
+        else:
+            centroids = {"centroids_QKD": centroids_QKD}
+            gradients = jax.grad(
+                lambda c: quantization.codebook_loss(c["centroids_QKD"], residuals_QND, codes_QN)
+            )(centroids)
+            updates, opt_state = self.codebook_optimizer.make().update(
+                gradients, opt_state, centroids
+            )
+            # Counts are kept all the same: they tell which entries are dead.
+            stats = quantization.update_stats(stats, residuals_QND, codes_QN, decay=self.ema_decay)
+            centroids_QKD, stats = quantization.replace_dead(
+                key, centroids_QKD + updates["centroids_QKD"], stats, residuals_QND,
+                dead_below=self.dead_below,
+            )  # fmt: skip
         low_D, high_D = codebooks["quantizer"]["bounds_2D"]
         values_BTD = quantized.values_BTD
         bounds_2D = jnp.stack(
@@ -537,7 +566,8 @@ class SoundStreamTask:
                 jnp.maximum(high_D, values_BTD.max(axis=(0, 1))),
             ]
         )
-        return {"quantizer": {"centroids_QKD": centroids_QKD, "bounds_2D": bounds_2D}}, stats
+        codebooks = {"quantizer": {"centroids_QKD": centroids_QKD, "bounds_2D": bounds_2D}}
+        return codebooks, stats, opt_state
 
     def _codebook_metrics(self, quantize, stats):
         size = self.config.codebook_size
