@@ -10,11 +10,14 @@ from tpu_launch.job import MOUNTS, Job
 
 
 class Place(enum.Enum):
-    """Where data and checkpoints can lie: how a name of that kind starts."""
+    """Where data and checkpoints can lie: how a name of that kind starts, and what it is called."""
 
-    BUCKET = rf"(gs:/|{MOUNTS})/[\w.-]+(/|$)"
-    ABSOLUTE_PATH = r"/"
-    PATH = r"(?!\w+://)"
+    BUCKET = rf"(gs:/|{MOUNTS})/[\w.-]+(/|$)", "a bucket's gs://NAME"
+    ABSOLUTE_PATH = r"/", "an absolute path"
+    PATH = r"(?!\w+://)", "a path"
+
+    def __init__(self, pattern: str, words: str):
+        self.pattern, self.words = pattern, words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,9 @@ class Backend:
             if not getattr(owner, name):
                 raise JobError(f"{field} is missing: this back end needs it, add it to the job")
         for field, place in {**job.data, "workdir": job.workdir}.items():
-            if not re.match(self.places.value, place):
+            if not re.match(self.places.pattern, place):
                 raise JobError(
                     f"{field} = {place!r} is out of reach for this back end: "
-                    f"give a {self.places.name.lower().replace('_', ' ')}"
+                    f"give {self.places.words}"
                 )
         return self.render(job)

@@ -83,7 +83,10 @@ def test_what_an_engine_does_not_take_is_handed_over_again(ablate, sbatch, tmp_p
 @pytest.mark.parametrize(
     ("shared", "told"),
     [
-        ({"cluster": {"accelerator": "v5e-16"}, "image": "i"}, "'v5e-16' is a tpu"),
+        (
+            {"cluster": {"accelerator": "v5e-16"}, "image": "i"},
+            "slurm refuses the jobs: cluster.acc",
+        ),
         (SHARED | {"imag": "i"}, "did you mean image?"),
         ({"image": "i"}, "cluster is missing"),
     ],

@@ -152,5 +152,5 @@ def test_what_gke_can_not_run_is_refused(make_job):
         jobset.BACKEND(make_job("h100-8"))
     with pytest.raises(JobError, match=r"cluster\.queue is missing"):
         jobset.BACKEND(make_job("v5e-16", queue=""))
-    with pytest.raises(JobError, match="give a bucket"):
+    with pytest.raises(JobError, match="give a bucket's gs://NAME"):
         jobset.BACKEND(make_job("v5e-16", places="/shared"))

@@ -74,7 +74,9 @@ class Maker:
         with self._rendering(self.job(run, folder), "--dry-run") as command:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != exit_codes.DONE:
-            raise errors.UserError(done.stderr.strip().rpartition("\n")[2])
+            told = done.stderr.strip().rpartition("\n")[2]
+            mistake = told.partition("error: ")[2] or told
+            raise errors.UserError(f"--backend {self.backend} refuses the jobs: {mistake}")
 
     def __call__(self, run: Run, folder: pathlib.Path, lock: int) -> int:
         """Hands a run over, and waits for the exit code of the engine's own program."""
