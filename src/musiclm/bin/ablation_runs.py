@@ -214,7 +214,8 @@ def _outcomes(
                 run=run.digest, codes=_codes(place), curves=curves, items=items
             )
         else:
-            missing = _failure(code) if code else {"handed over": state}.get(state, "not made yet")
+            waiting = state if state == "handed over" else "not made yet"
+            missing = _failure(code) if code else waiting
             outcome = ablation.Outcome(run=run.digest, missing=missing)
         outcomes[run.variant, run.seed] = outcome
     return outcomes
