@@ -27,8 +27,6 @@ from musiclm.nn import quantization
 from musiclm.training import health, optim
 
 _BALANCED = ("adversarial", "feature", "spectral", "waveform")
-
-
 # To listen to at an evaluation.
 _SOUNDS = 4
 
