@@ -44,7 +44,7 @@ IMAGE_FOLDER = "/opt/musiclm"
 # a file system.
 MOUNTS = "/mnt/gs"
 # A place in a bucket, by the bucket's name or as hosts have it.
-_BUCKET = re.compile(rf"(?<![\w/.-])(?:gs:/|{MOUNTS})/([\w.-]+)")
+_BUCKET = re.compile(rf"^(?:gs:/|{MOUNTS})/([\w.-]+)")
 # Folders that no object names are there, folders can be renamed, and hosts see at once what others
 # have written.
 _GCSFUSE = (
@@ -59,7 +59,7 @@ class Model:
 
     Attributes:
       gin_files: paths relative to the repository, as the image holds them.
-      gin_bindings: lines of gin, as `NUM_STEPS = 200000`; places in buckets as hosts have them.
+      gin_bindings: lines of gin, as `NUM_STEPS = 200000`.
     """
 
     gin_files: tuple[str, ...]
@@ -156,16 +156,15 @@ class Job:
     @property
     def buckets(self) -> dict[str, str]:
         """Buckets, as gs://NAME, and the folders that hosts are to mount them on."""
-        texts = (*self.data.values(), self.workdir, *self.model.gin_bindings)
-        found = (match for text in texts for match in _BUCKET.finditer(text))
-        return {f"gs://{match[1]}": _folder(match) for match in found}
+        found = map(_BUCKET.match, (*self.data.values(), self.workdir))
+        return {f"gs://{match[1]}": _folder(match) for match in found if match}
 
     @property
     def command(self) -> list[str]:
         """The process that runs on every host, on which the buckets are mounted."""
         places = {**self.data, "WORKDIR": self.workdir}
         bindings = [
-            f"{macro}={json.dumps(_BUCKET.sub(_folder, place, count=1))}"
+            f"{macro}={json.dumps(_BUCKET.sub(_folder, place), ensure_ascii=False)}"
             for macro, place in places.items()
         ]
         command = ["musiclm", "train"]

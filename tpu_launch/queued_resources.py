@@ -1,7 +1,8 @@
 """TPU queued resources: a script that asks for the slices, runs the job on them and watches it.
 
 It runs where it is started, for as long as the job does: start it in tmux or on a small machine.
-Killed and started again, it finds the slices that it asked for and starts the job anew on them.
+Asked to stop, it has the job save and gives the slices back. Where its machine was lost, it finds
+the slices that it asked for when it is started again, and starts the job anew on them.
 """
 
 import re
@@ -28,8 +29,17 @@ state() {{
   done
 }} 3>&1
 give_back() {{ tpus delete {name} --force --quiet; }}
+leave() {{ until give_back || [ -z "$(state)" ]; do sleep 30; done; }}
 on_all_hosts() {{ tpus ssh {name} --node=all --worker=all --batch-size=all --command="$1"; }}
+stop() {{
+  trap '' TERM INT
+  on_all_hosts 'sudo docker stop -t {grace} musiclm'
+  wait
+  leave
+  exit {preempted}
+}}
 
+trap stop TERM INT
 hash gcloud || exit {missing}
 failures=0
 while true; do
@@ -52,7 +62,9 @@ while true; do
 
   # A container that an earlier attempt left behind still holds the chips; it may save first.
   on_all_hosts '(sudo docker stop -t {grace} musiclm; sudo docker rm -f musiclm) &>/dev/null; true'
-  on_all_hosts {run}
+  # Behind the shell, which hears signals while it waits.
+  on_all_hosts {run} &
+  wait "$!"
   code=$?
   case $code in
     {done} | {final})
@@ -67,7 +79,7 @@ while true; do
   esac
   echo "tpu_launch: ended with $code, starting again" >&2
 done
-until give_back || [ -z "$(state)" ]; do sleep 30; done
+leave
 exit "$code"
 """
 
@@ -98,6 +110,7 @@ def _render(job: job_lib.Job) -> str:
         run=shlex.quote(log_in + shlex.join(run)),
         grace=job_lib.GRACE_SECONDS,
         missing=exit_codes.CONFIGURATION,
+        preempted=exit_codes.PREEMPTED,
         done=exit_codes.DONE,
         final=" | ".join(map(str, job_lib.FINAL)),
         free=" | ".join(map(str, job_lib.FREE)),

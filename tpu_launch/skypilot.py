@@ -63,7 +63,7 @@ def _render(job: job_lib.Job) -> str:
 BACKEND = Backend(
     summary="SkyPilot's managed jobs (a slice of TPUs, machines with GPUs)",
     render=_render,
-    submit=("sky", "jobs", "launch", "--yes", "/dev/stdin"),
+    submit=("sky", "jobs", "launch", "--yes", "--detach-run", "/dev/stdin"),
     kinds=frozenset({"tpu", "gpu"}),
     needs=("image",),
 )

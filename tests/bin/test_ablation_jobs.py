@@ -3,7 +3,11 @@
 import json
 import os
 import pathlib
+import re
+import signal
 import sys
+import threading
+import time
 
 import pytest
 import yaml
@@ -21,7 +25,10 @@ def sbatch(tmp_path, monkeypatch):
     folder.mkdir()
     kept.mkdir()
     program = folder / "sbatch"
-    program.write_text(f'#!/bin/sh\ncat >"$(mktemp -p {kept})"\nexit ${{SBATCH_CODE:-0}}\n')
+    program.write_text(
+        f'#!/bin/sh\ncat >"$(mktemp -p {kept})"\n'
+        '[ "$SBATCH_WAITS" ] && exec sleep 60\nexit ${SBATCH_CODE:-0}\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return lambda: [path.read_text() for path in kept.iterdir()]
@@ -80,6 +87,44 @@ def test_what_an_engine_does_not_take_is_handed_over_again(ablate, sbatch, tmp_p
     assert len(sbatch()) == 4
 
 
+def test_what_was_stopped_on_the_way_is_not_handed_over_twice(ablate, sbatch, monkeypatch):
+    """An engine may have a job before its program returns."""
+    monkeypatch.setenv("SBATCH_WAITS", "1")
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit())  # as `main` has it of SIGTERM
+    stopping = threading.Thread(target=_when, args=(sbatch, lambda: signal.raise_signal(14)))
+    stopping.start()
+    assert ablate() == exit_codes.PREEMPTED
+    stopping.join()
+    monkeypatch.delenv("SBATCH_WAITS")
+    assert ablate() == exit_codes.DONE
+    first, second = (re.search("job-name=(.*)", text)[1] for text in sbatch())
+    assert first != second
+
+
+def _when(found, act):
+    while not found():
+        time.sleep(0.05)
+    act()
+
+
+def test_places_that_bindings_name_are_those_of_the_job(make_study, tmp_path):
+    bindings = ["TRAIN='/data/t'", 'START = "/models/s"', "NAME = 'gm-mini'", "A = @b/c", "B = 1"]
+    run = ablation_plan.Run(ablation_plan.TRAINING, "fast", 0, ("x.y = '/z'",), {})
+    make = ablation_jobs.Maker(["a.gin"], bindings, "slurm", SHARED)
+    make.check(run, tmp_path)
+    job = yaml.safe_load(make.job(run, tmp_path))
+    assert job["data"] == {"TRAIN": "/data/t", "START": "/models/s"}
+    assert job["model"]["gin_bindings"][:4] == [
+        "NAME = 'gm-mini'",
+        "A = @b/c",
+        "B = 1",
+        "x.y = '/z'",
+    ]
+    make = ablation_jobs.Maker(["a.gin"], ["TRAIN='runs/t'"], "slurm", SHARED)
+    with pytest.raises(errors.UserError, match="TRAIN = 'runs/t' is out of reach"):
+        make.check(run, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("shared", "told"),
     [
@@ -117,6 +162,19 @@ def test_a_file_that_is_none_is_told(tmp_path, text, told):
         ablation_jobs.load(path)
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_every_variants_job_is_looked_at_before_the_first(make_study, sbatch, tmp_path, capsys):
+    job, study = tmp_path / "job.yaml", pathlib.Path(make_study())
+    job.write_text(yaml.safe_dump(SHARED))
+    text = study.read_text()
+    study.write_text(text.replace("1e-5'", r"(\n1e-5)'"))
+    assert study.read_text() != text
+    arguments = ["--gin_file", str(study), "--out", str(tmp_path / "out"), "--seeds", "1"]
+    arguments += ["--backend", "slurm", "--job", str(job)]
+    assert main.main(["ablate", *arguments]) == exit_codes.CONFIGURATION
+    assert "binds nothing: write NAME = VALUE" in capsys.readouterr().err
+    assert not sbatch()
 
 
 def test_what_does_not_train_is_made_here():

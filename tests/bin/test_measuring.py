@@ -77,8 +77,7 @@ from musiclm.training import optim
 include '{tiny_job}'
 
 WORKDIR = ''
-loop.train.component = ''
-tiny_measurement.Draws.train = @loop.train
+tiny_measurement.Draws.train = @{scope}loop.train
 tiny_job.Perceptron.optimizer = @optim.OptimizerConfig()
 optim.OptimizerConfig.learning_rate = 0.01
 optim.OptimizerConfig.total_steps = 5
@@ -86,13 +85,32 @@ optim.OptimizerConfig.warmup_steps = {warmup_steps}
 """
 
 
+BARE = """
+from musiclm.training import loop
+
+tiny_measurement.Draws.train = @loop.train
+"""
+
+
 def test_a_training_that_a_measurement_calls_is_planned_with_it(make_study, monkeypatch):
     folder = pathlib.Path(__file__).parents[1] / "multi_process"
     monkeypatch.syspath_prepend(str(folder))
-    lines = {"tiny_job": folder / "tiny_job.gin"}
-    assert ablation_plan.plan([make_study(TRAINING.format(**lines, warmup_steps=4))], [], 1)
+
+    def plan(warmup_steps, scope="", more=""):
+        told = {"tiny_job": folder / "tiny_job.gin", "warmup_steps": warmup_steps, "scope": scope}
+        return ablation_plan.plan([make_study(TRAINING.format(**told) + more)], [], 1)
+
+    assert plan(4)
     with pytest.raises(errors.UserError, match=r"^variant 'here': .*warmup_steps is 9 of 5 steps"):
-        ablation_plan.plan([make_study(TRAINING.format(**lines, warmup_steps=9))], [], 1)
+        plan(9)
+    # In the scope that it is referred to by.
+    good = "\nscoped/optim.OptimizerConfig.warmup_steps = 4"
+    assert plan(9, "scoped/", good)
+    bad = "\nscoped/optim.OptimizerConfig.warmup_steps = 8"
+    with pytest.raises(errors.UserError, match="warmup_steps is 8 of 5 steps"):
+        plan(4, "scoped/", bad)
+    with pytest.raises(errors.UserError, match="missing a required argument: 'task'"):
+        ablation_plan.plan([make_study(BARE)], [], 1)
 
 
 @pytest.mark.parametrize(

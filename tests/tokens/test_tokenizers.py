@@ -87,13 +87,20 @@ def magnitudes():
 
 
 @pytest.mark.slow
-def test_threads_may_decode_at_once(magnitudes):
-    """As the sampler does on a CPU; as daemons, for what waits for ever would hold the tests."""
+@pytest.mark.parametrize("whole", [False, True])
+def test_threads_may_decode_at_once(magnitudes, whole):
+    """As the sampler does on a CPU, and the evaluation of the codec.
+
+    As daemons, for what waits for ever would hold the tests.
+    """
     codes_BTQ = np.random.default_rng(0).integers(0, 1000, (4, 1, 250, 6)).astype(np.int32)
     sounds = [None] * len(codes_BTQ)
 
     def decode(clip):
-        sounds[clip] = np.concatenate(list(magnitudes.decode_stream([codes_BTQ[clip]])), axis=1)
+        if whole:
+            sounds[clip] = magnitudes.decode(codes_BTQ[clip])
+        else:
+            sounds[clip] = np.concatenate(list(magnitudes.decode_stream([codes_BTQ[clip]])), axis=1)
 
     threads = [threading.Thread(target=decode, args=(i,), daemon=True) for i in range(len(sounds))]
     for thread in threads:

@@ -47,11 +47,12 @@ def test_places_become_gin_strings_and_bindings_come_last(tmp_path):
     assert bindings[-1] == "NUM_STEPS = 7"  # it overrides the others
 
 
-def test_buckets_are_found_wherever_they_are_named(tmp_path):
-    model = GOOD["model"] | {"gin_bindings": ["TRAIN = '/mnt/gs/d/t'", "X = '/data/mnt/gs/e/t'"]}
-    job = _load(tmp_path, GOOD | {"model": model, "workdir": "/mnt/gs/c/w"})
-    assert job.buckets == {f"gs://{name}": f"/mnt/gs/{name}" for name in "bcd"}
+def test_buckets_are_found_by_either_name(tmp_path):
+    data = GOOD["data"] | {"X": "/data/mnt/gs/e/t"}
+    job = _load(tmp_path, GOOD | {"data": data, "workdir": "/mnt/gs/c/w"})
+    assert job.buckets == {f"gs://{name}": f"/mnt/gs/{name}" for name in "bc"}
     assert 'WORKDIR="/mnt/gs/c/w"' in job.command
+    job = _load(tmp_path, GOOD | {"workdir": "/mnt/gs/c/w"})
     assert "/mnt/gs/c/w" in jobset.BACKEND(job)
 
 

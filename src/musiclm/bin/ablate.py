@@ -56,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
         raise errors.UserError(f"--seeds is {args.seeds}: give 1 or more")
     if (args.backend is None) != (args.job is None):
         raise errors.UserError("--backend and --job are of use together: give both, or none")
+
+    from musiclm.bin import ablation_jobs, ablation_runs
+
+    shared = None if args.job is None else ablation_jobs.load(args.job)
     # A process takes what it imported with it when it ends: TensorFlow, for the plan.
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), initializer=_without_accelerator
@@ -63,19 +67,16 @@ def run(args: argparse.Namespace) -> int:
         planned = worker.submit(_plan, args.gin_file, args.gin_bindings, args.seeds)
         study, runs = planned.result()
 
-    from musiclm.bin import ablation_jobs, ablation_runs
-
     name = pathlib.Path(args.gin_file[0]).stem  # what follows is added to the study
+    out = args.out.absolute()
     make: ablation_runs.Make
-    if args.backend is None:
+    if shared is None:
         make = ablation_runs.Maker(args.gin_file, args.gin_bindings)
     else:
-        shared = ablation_jobs.load(args.job)
         make = ablation_jobs.Maker(args.gin_file, args.gin_bindings, args.backend, shared)
-        make.check(runs[0], args.out)
-    return ablation_runs.ablate(
-        study, runs, args.out, name, make, only=args.only, dry_run=args.dry_run
-    )
+        for run in runs[: len(study.variants)]:  # a seed's, for jobs of other seeds are no others
+            make.check(run, out)
+    return ablation_runs.ablate(study, runs, out, name, make, only=args.only, dry_run=args.dry_run)
 
 
 def _without_accelerator() -> None:

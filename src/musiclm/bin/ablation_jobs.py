@@ -6,6 +6,7 @@ It is started as a program: the library does not know the launcher.
 import contextlib
 import dataclasses
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,12 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     return dict(shared)
 
 
+def _place(binding: str) -> tuple[str, str] | None:
+    """The macro and the path of a binding that names one, which a job's machines must reach."""
+    match = re.fullmatch(r"""\s*(\w+)\s*=\s*(["'])([^"']*/[^"']*)\2\s*""", binding)
+    return (match[1], match[3]) if match else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Maker:
     """Hands runs over; an engine may answer long before a run is done.
@@ -81,22 +88,29 @@ class Maker:
     def __call__(self, run: Run, folder: pathlib.Path, lock: int) -> int:
         """Hands a run over, and waits for the exit code of the engine's own program."""
         job = self.job(run, folder)
+        # Before: two jobs of a run would spoil each other's checkpoints.
+        with staging.staged(folder, last=ablation_runs.HANDED_OVER) as unfinished:
+            (unfinished / ablation_runs.HANDED_OVER).write_text(job, encoding="utf-8")
         with self._rendering(job) as command:
-            code = ablation_runs.exit_code(command, lock)
-        # Afterwards: what was killed on the way is handed over again.
-        if code == exit_codes.DONE:
-            with staging.staged(folder, last=ablation_runs.HANDED_OVER) as unfinished:
-                (unfinished / ablation_runs.HANDED_OVER).write_text(job, encoding="utf-8")
-        return code
+            process = subprocess.Popen(command, pass_fds=[lock])
+            try:
+                return ablation_runs.ended(process)
+            finally:
+                # Refused, or over and to go on. Killed by a signal, the engine may have the job.
+                if process.returncode and process.returncode > 0:
+                    (folder / ablation_runs.HANDED_OVER).unlink()
 
     def job(self, run: Run, folder: pathlib.Path) -> str:
         """The description of a run's job, for `tpu_launch`."""
-        bindings = [*self.gin_bindings, *run.bindings, "loop.train.workdir = %WORKDIR"]
+        places = dict(filter(None, map(_place, self.gin_bindings)))
+        bindings = [binding for binding in self.gin_bindings if not _place(binding)]
+        bindings += [*run.bindings, "loop.train.workdir = %WORKDIR"]
         bindings.append(run.kind.binding("component", str(folder / "model")))
         return yaml.safe_dump(
             {
                 "name": f"ablation-{run.digest}",
                 "model": {"gin_files": list(self.gin_files), "gin_bindings": bindings},
+                "data": places,
                 "workdir": str(folder),
                 **self.shared,
             },

@@ -128,21 +128,22 @@ def plan(
 def _decided(study: ablation.Study, kind: Kind) -> dict[str, Any]:
     """All that decides the runs of the configuration but the seed, once they are found in order."""
     function = pkgutil.resolve_name(kind.function)
-    arguments, described = configuration.resolve(function), configuration.described(function)
+    arguments = configuration.resolve(function)
     if kind == TRAINING:
         figures, data = _evaluated(arguments), arguments.get("data", "")
     else:
         with configuration.mistakes_told():
             figures, data = arguments["measurement"].figures, arguments["measurement"].data()
+        # A mistake in what it trains must not show after hours either.
         train = pkgutil.resolve_name(TRAINING.function)
-        if configuration.calls(described, train):
-            configuration.resolve(train)  # a mistake in it must not show after hours either
+        configuration.check_references(train, given=(*TRAINING.places, "seed"))
     found = {f"eval/{name}" for name in figures}
     for metric in study.metrics:
         if metric.name not in found:
             raise errors.UserError(
                 f"Metric.name is {metric.name!r}: its evaluations have {', '.join(sorted(found))}"
             )
+    described = configuration.described(function)
     decided = {name: value for name, value in described.items() if name not in kind.places}
     return _with_contents(decided | {"data": data})
 

@@ -16,7 +16,7 @@ from musiclm.evaluation import ablation, sources
 
 # make(run, folder, lock): makes it there, with the file that locks the folder; an exit code.
 Make = Callable[[Run, pathlib.Path, int], int]
-# In the folder of a run that somebody else was asked to make: what was handed over. While it is
+# In the folder of a run that an engine has, or may have, been given to make: the job. While it is
 # there nobody starts the run again.
 HANDED_OVER = "job.yaml"
 
@@ -40,15 +40,11 @@ class Maker:
         command = [sys.executable, "-m", "musiclm.bin.main", run.kind.command]
         command += [f"--gin_file={file}" for file in self.gin_files]
         command += [f"--gin_bindings={binding}" for binding in bindings]
-        return exit_code(command, lock)
+        return ended(subprocess.Popen(command, pass_fds=[lock]))
 
 
-def exit_code(command: Sequence[str], lock: int) -> int:
-    """Starts a process that holds the lock as well, and waits for its exit code.
-
-    Asked to stop it asks the process, which saves.
-    """
-    process = subprocess.Popen(command, pass_fds=[lock])
+def ended(process: subprocess.Popen) -> int:
+    """Waits for the exit code of a process; asked to stop, asks it to, and waits all the same."""
     try:
         return process.wait()
     except BaseException:
@@ -107,7 +103,7 @@ def ablate(
         if code := codes.get(run.digest):
             print(f"musiclm: {run.variant}, seed {run.seed}: {_failure(code)}", file=sys.stderr)
     print(f"musiclm: wrote {out / name}.md, .json and .png", file=sys.stderr)
-    handed = {run.digest for run in runs if _state(run, folder / run.digest) == "handed over"}
+    handed = [run for run in runs if _state(run, folder / run.digest) == "handed over"]
     if handed:
         print(
             f"musiclm: handed over and not done: {len(handed)} of {len(runs)} runs: start again to "

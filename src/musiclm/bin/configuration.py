@@ -14,7 +14,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from musiclm import errors
@@ -103,6 +103,27 @@ def resolve_some(function: Callable[..., Any], names: Sequence[str]) -> dict[str
         return {name: copy.deepcopy(unmade[name]) for name in names if name in unmade}
 
 
+def check_references(function: Callable[..., Any], given: Iterable[str]) -> None:
+    """Makes the arguments of a function wherever the configuration refers to it, in its scope.
+
+    Args:
+      function: the function.
+      given: its arguments that callers give.
+
+    Raises:
+      UserError: one of the others can't be made, or is missing.
+    """
+    import gin
+    from gin import config
+
+    with mistakes_told():
+        for reference in config.iterate_references(config._CONFIG):
+            if reference.configurable.wrapped is function:
+                with gin.config_scope(reference.scopes or None):
+                    arguments = gin.get_bindings(function)
+                inspect.signature(function).bind(**dict.fromkeys(given) | arguments)
+
+
 def described(function: Callable[..., Any]) -> dict[str, Any]:
     """What the configuration makes of a function, as JSON: its arguments, and theirs in turn.
 
@@ -112,15 +133,6 @@ def described(function: Callable[..., Any]) -> dict[str, Any]:
     """
     with mistakes_told():
         return _described_call(function)
-
-
-def calls(described: Any, function: Callable[..., Any]) -> bool:
-    """Whether what was `described` refers to a function, at any depth."""
-    if isinstance(described, Mapping):
-        if described.get("calls") == _name(function):
-            return True
-        described = list(described.values())
-    return isinstance(described, list) and any(calls(item, function) for item in described)
 
 
 @contextlib.contextmanager

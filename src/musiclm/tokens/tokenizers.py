@@ -20,6 +20,11 @@ from musiclm.models import mulan, soundstream, w2v_bert
 from musiclm.nn import kmeans, quantization
 from musiclm.tokens import wordpiece
 
+# Sound is decoded in several threads at once. Each keeps to its own core of a CPU: programs that
+# divide their work among XLA's threads can wait for each other for ever (jaxlib 0.11), and one
+# alone is no faster for it. What is compiled so can't be called within another `jit`.
+_IN_THREADS = {"xla_cpu_multi_thread_eigen": False}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AcousticTokenizer:
@@ -61,7 +66,9 @@ class AcousticTokenizer:
     @functools.cached_property
     def _decode(self):
         model = soundstream.SoundStream(self.config)
-        return jax.jit(lambda v, x: model.apply(v, x, method="decode"))
+        return jax.jit(
+            lambda v, x: model.apply(v, x, method="decode"), compiler_options=_IN_THREADS
+        )
 
     def encode(self, waveform_BT: np.ndarray, *, denoise: bool = False) -> np.ndarray:
         """f32 samples at `sample_rate` to int32 codes [B, frames, Q].
@@ -105,12 +112,8 @@ class AcousticTokenizer:
                 yield sound_BT
 
 
-# Of no instance: threads that decode at once then share one compilation. Each keeps to its own core
-# of a CPU: programs that divide their work among XLA's threads can wait for each other for ever
-# (jaxlib 0.11), and one alone is no faster for it.
-@functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_cpu_multi_thread_eigen": False}
-)
+# Of no instance: threads that decode at once then share one compilation.
+@functools.partial(jax.jit, static_argnums=0, compiler_options=_IN_THREADS)
 def _decode_piece(config, variables, codes_BTQ, state):
     model = soundstream.SoundStream(config)
     return model.apply(variables, codes_BTQ, state, method="decode_piece")
