@@ -90,21 +90,23 @@ def test_what_an_engine_does_not_take_is_handed_over_again(ablate, sbatch, tmp_p
 def test_what_was_stopped_on_the_way_is_not_handed_over_twice(ablate, sbatch, monkeypatch):
     """An engine may have a job before its program returns."""
     monkeypatch.setenv("SBATCH_WAITS", "1")
-    signal.signal(signal.SIGALRM, lambda *_: sys.exit())  # as `main` has it of SIGTERM
-    stopping = threading.Thread(target=_when, args=(sbatch, lambda: signal.raise_signal(14)))
+    # As `main` has it of SIGTERM, which would end the tests.
+    before = signal.signal(signal.SIGALRM, lambda *_: sys.exit())
+    stopping = threading.Thread(target=_stop_when, args=(sbatch,))
     stopping.start()
     assert ablate() == exit_codes.PREEMPTED
     stopping.join()
+    signal.signal(signal.SIGALRM, before)
     monkeypatch.delenv("SBATCH_WAITS")
     assert ablate() == exit_codes.DONE
     first, second = (re.search("job-name=(.*)", text)[1] for text in sbatch())
     assert first != second
 
 
-def _when(found, act):
-    while not found():
+def _stop_when(handed_over):
+    while not handed_over():
         time.sleep(0.05)
-    act()
+    signal.raise_signal(signal.SIGALRM)
 
 
 def test_places_that_bindings_name_are_those_of_the_job(make_study, tmp_path):
