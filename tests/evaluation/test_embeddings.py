@@ -45,12 +45,13 @@ def test_the_content_of_a_clip_decides_what_is_computed(tmp_path):
     clips = np.arange(6, dtype=np.float32).reshape(3, 2)
     cache, moved = [], []
     first = embeddings.Cache(tmp_path / "here").each("sum", clips, compute, moved.append)
-    assert looked == [0, 2, 4]
+    assert sorted(looked) == [0, 2, 4]  # by threads, in any order
+    assert [clip["first"] for clip in first] == [0, 2, 4]
     assert moved == [1, 1, 1]
     (tmp_path / "here").rename(tmp_path / "there")
     cache = embeddings.Cache(tmp_path / "there")
     again = cache.each("sum", clips[::-1], compute)
-    assert looked == [0, 2, 4]
+    assert len(looked) == 3
     for one, other in zip(first, again[::-1], strict=True):
         np.testing.assert_array_equal(one["first"], other["first"])
         assert one["sum"] == other["sum"]
