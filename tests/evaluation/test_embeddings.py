@@ -1,5 +1,8 @@
 """Timbre vectors, and what is kept of clips."""
 
+import os
+import threading
+
 import numpy as np
 import pytest
 
@@ -59,3 +62,16 @@ def test_the_content_of_a_clip_decides_what_is_computed(tmp_path):
     cache.each("sum", clips[:1] + np.float32(1e-6), compute)
     assert len(looked) == 5
     assert again[0]["first"].dtype == np.float32
+
+
+def test_equal_clips_may_be_kept_at_once(tmp_path):
+    together = threading.Barrier(os.cpu_count())
+
+    def compute(waveform_T):
+        together.wait(timeout=60)
+        return {"samples": waveform_T}
+
+    clips = np.zeros((os.cpu_count(), 2), np.float32)
+    for what in map(str, range(50)):
+        made = embeddings.Cache(tmp_path).each(what, clips, compute)
+        assert all((one["samples"] == 0).all() for one in made)

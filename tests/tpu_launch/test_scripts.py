@@ -217,8 +217,12 @@ def test_asked_to_stop_it_has_the_job_save_and_gives_the_slices_back(
         (tmp_path / name).write_text(text)
     script = tmp_path / "script"
     script.write_text(queued_resources.BACKEND(make_job("v5e-256")))
+
+    def heed():  # a shell can't take back that whoever runs the tests in the background ignores it
+        signal.signal(signum, signal.SIG_DFL)
+
     with script.open() as file:
-        watching = subprocess.Popen(["bash", "-s"], stdin=file, cwd=tmp_path)
+        watching = subprocess.Popen(["bash", "-s"], stdin=file, cwd=tmp_path, preexec_fn=heed)
     try:
         while not any(call[0] == "run" for call in _calls(tmp_path)):
             time.sleep(0.05)
