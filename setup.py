@@ -41,7 +41,7 @@ TRAIN = [
     "tensorflow>=2.20",
     "tensorflow-datasets>=4.9.8",
 ]
-EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14", "threadpoolctl>=3.5"]
+EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14"]
 TEST = [
     "hypothesis>=6.100",
     # libtpu of the version that fits, to compile for TPUs that are not here.

@@ -63,6 +63,13 @@ class AcousticTokenizer:
         model = soundstream.SoundStream(self.config)
         return jax.jit(lambda v, x, denoise_B: model.apply(v, x, denoise_B, method="encode"))
 
+    @functools.cached_property
+    def _decode(self):
+        model = soundstream.SoundStream(self.config)
+        return jax.jit(
+            lambda v, x: model.apply(v, x, method="decode"), compiler_options=_IN_THREADS
+        )
+
     def encode(self, waveform_BT: np.ndarray, *, denoise: bool = False) -> np.ndarray:
         """f32 samples at `sample_rate` to int32 codes [B, frames, Q].
 
@@ -74,7 +81,7 @@ class AcousticTokenizer:
 
     def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
         """int32 codes [B, frames, Q] to f32 samples."""
-        return np.asarray(_decode(self.config, self.variables, codes_BTQ))
+        return np.asarray(self._decode(self.variables, codes_BTQ))
 
     def decode_stream(
         self, pieces: Iterable[np.ndarray], *, piece_frames: int = 50
@@ -106,11 +113,6 @@ class AcousticTokenizer:
 
 
 # Of no instance: threads that decode at once then share one compilation.
-@functools.partial(jax.jit, static_argnums=0, compiler_options=_IN_THREADS)
-def _decode(config, variables, codes_BTQ):
-    return soundstream.SoundStream(config).apply(variables, codes_BTQ, method="decode")
-
-
 @functools.partial(jax.jit, static_argnums=0, compiler_options=_IN_THREADS)
 def _decode_piece(config, variables, codes_BTQ, state):
     model = soundstream.SoundStream(config)
