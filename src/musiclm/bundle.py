@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import pathlib
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -125,8 +124,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write: what is there moves to `path` at the end, or goes after an error."""
-    # Of this thread: another may be at the same file.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -231,7 +231,7 @@ def alignment_distances(
     backwards_TP = np.ascontiguousarray(other_PT.T[::-1])
     outside = np.iinfo(np.int64).max // 2
     # Cells (i, diagonal - i) of all pairs at once, in row i + 1; the rows around them lie outside,
-    # but for the way in. Three diagonals take turns: allocating anew took half the time.
+    # but for the way in. Three diagonals take turns, so that none is allocated anew.
     here, last, before_last = np.full((3, length + 2, len(other_PT)), outside)
     before_last[0] = 0
     for diagonal in range(2 * length - 1):
