@@ -6,7 +6,9 @@ CORE = [
     "absl-py>=2.1",
     "flax>=0.12,<0.13",
     "gin-config>=0.5",
-    "jax>=0.10,<0.13",
+    # Of 0.11.1 and 0.11.2 a program with a Fourier transform can wait for ever on a CPU: XLA makes
+    # a thread of its pool wait for others of the pool (openxla/xla, pull request 46347).
+    "jax>=0.10,!=0.11.1,!=0.11.2,<0.13",
     # Compiles the sampler's kernels for CPUs.
     "llvmlite>=0.46",
     "matplotlib>=3.8",
@@ -41,7 +43,7 @@ TRAIN = [
     "tensorflow>=2.20",
     "tensorflow-datasets>=4.9.8",
 ]
-EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14"]
+EVAL = ["librosa>=0.11", "scikit-learn>=1.6", "scipy>=1.14", "threadpoolctl>=3.5"]
 TEST = [
     "hypothesis>=6.100",
     # libtpu of the version that fits, to compile for TPUs that are not here.

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -124,7 +125,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write: what is there moves to `path` at the end, or goes after an error."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Of this thread: another may be at the same file.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -51,14 +51,14 @@ def test_half_the_amplitude_is_six_decibels_to_the_ear_and_none_to_si_sdr(clips_
 
 @pytest.mark.slow
 def test_each_level_comes_closer(clips_NT):
-    codec = RoundingCodec()
-    measured = codec_quality.measure(codec, clips_NT, batch_size=2)
-    assert list(measured) == [1, 2, 3, 4, 5, 6]
-    distances = [quality.log_mel_distance_db_N.mean() for quality in measured.values()]
-    ratios = [quality.si_sdr_db_N.mean() for quality in measured.values()]
-    assert (np.diff(distances) < 0).all()
-    assert (np.diff(ratios) > 3).all()
-    assert (np.diff([quality.stft_distance_N.mean() for quality in measured.values()]) < 0).all()
+    codec, measured = RoundingCodec(), []
+    codes_NFQ = codec_quality.encode(codec, clips_NT)
+    for q in range(1, 7):
+        made_NT = codec_quality.decode(codec, codes_NFQ[..., :q], clips_NT.shape[1])
+        measured.append(codec_quality.compare(clips_NT, made_NT, 16_000))
+    assert (np.diff([quality.log_mel_distance_db_N.mean() for quality in measured]) < 0).all()
+    assert (np.diff([quality.si_sdr_db_N.mean() for quality in measured]) > 3).all()
+    assert (np.diff([quality.stft_distance_N.mean() for quality in measured]) < 0).all()
 
 
 def test_visqol_hears_clips_at_its_own_rate(clips_NT, monkeypatch):
@@ -99,16 +99,19 @@ def test_visqol_prefers_what_is_nearer(clips_NT):
     assert worse < 3
 
 
-def test_batches_change_nothing(clips_NT):
-    codec = RoundingCodec()
-    one = codec_quality.measure(codec, clips_NT, levels=(3,), batch_size=5)[3]
-    other = codec_quality.measure(codec, clips_NT, levels=(3,), batch_size=2)[3]
-    assert one.log_mel_distance_db_N.shape == (5,)
-    np.testing.assert_allclose(one.log_mel_distance_db_N, other.log_mel_distance_db_N, rtol=1e-5)
-    np.testing.assert_allclose(one.stft_distance_N, other.stft_distance_N, rtol=1e-5)
-    reconstructed = codec_quality.reconstruct(codec, clips_NT, num_levels=3, batch_size=2)
-    again = codec_quality.compare(clips_NT, reconstructed, 16_000)
-    np.testing.assert_allclose(one.si_sdr_db_N, again.si_sdr_db_N, rtol=1e-4)
+def test_clips_come_back_in_order_each_as_it_is_alone(clips_NT):
+    codec, done = RoundingCodec(), []
+    codes_NFQ = codec_quality.encode(codec, clips_NT)
+    np.testing.assert_array_equal(codes_NFQ, codec.encode(clips_NT))
+    made_NT = codec_quality.decode(codec, codes_NFQ[..., :3], 7_000, done.append)
+    assert done == [1] * len(clips_NT)
+    np.testing.assert_array_equal(made_NT, codec.decode(codes_NFQ[..., :3])[:, :7_000])
+    clips_NT = clips_NT[:, :7_000]
+    quality = codec_quality.compare(clips_NT, made_NT, 16_000)
+    for i in range(len(clips_NT)):
+        alone = codec_quality.compare(clips_NT[i : i + 1], made_NT[i : i + 1], 16_000)
+        assert quality.stft_distance_N[i] == alone.stft_distance_N[0]
+        assert quality.si_sdr_db_N[i] == alone.si_sdr_db_N[0]
 
 
 def _magnitudes(waveform_T, window):

@@ -2,25 +2,27 @@
 
 Beside it what the codes cost (`bitrate`), and how much of their codebooks they use.
 
-N clips, T samples or frames of codes, F frames, H bins of a spectrum, Q levels, K codes of a level.
+N clips, B batch, T samples or frames of codes, F frames, H bins of a spectrum, Q levels, K codes
+of a level.
 """
 
-import concurrent.futures
 import dataclasses
+import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
 from musiclm import audio
+from musiclm.evaluation import threads
 from musiclm.losses import spectral
 
 _STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of the window
 _VISQOL_RATE = 48_000  # Hz, of its audio mode
-_MOST_AT_ONCE = 4  # batches that are decoded, each in a thread
 
 
 class Codec(Protocol):
@@ -58,82 +60,49 @@ class Quality:
     stft_distance_N: np.ndarray
 
 
-def reconstruct(
-    codec: Codec, waveform_NT: np.ndarray, *, num_levels: int | None = None, batch_size: int = 8
-) -> np.ndarray:
-    """Clips through the codec and back, f32 [N, T].
-
-    Args:
-      codec: the codec.
-      waveform_NT: f32 at the codec's rate.
-      num_levels: how many of its levels the decoder hears; None for all.
-      batch_size: clips at a time; the last batch is filled up, so that all have one shape.
-    """
-    levels = slice(num_levels)
-    parts = [
-        codec.decode(codec.encode(batch)[..., levels])[:, : waveform_NT.shape[1]]
-        for batch in _batches(waveform_NT, batch_size)
-    ]
-    return np.concatenate(parts)[: len(waveform_NT)]
+def encode(codec: Codec, waveform_NT: np.ndarray) -> np.ndarray:
+    """Codes [N, F, Q] of clips f32 [N, T], one after the other: all are of one shape."""
+    return np.concatenate([codec.encode(clip_T[None]) for clip_T in waveform_NT])
 
 
-def measure(
+def decode(
     codec: Codec,
-    waveform_NT: np.ndarray,
-    *,
-    levels: Sequence[int] | None = None,
-    batch_size: int = 8,
+    codes_NFQ: np.ndarray,
+    num_samples: int,
     progress: Callable[[int], None] | None = None,
-) -> dict[int, Quality]:
-    """The quality of reconstructions from the first q levels, for each q.
+) -> np.ndarray:
+    """Clips f32 [N, T] of their codes.
+
+    On a CPU what takes the time, finding phases, is done on one core, and quicker if a clip is
+    alone: as many are decoded at once as there are cores.
 
     Args:
       codec: the codec.
-      waveform_NT: f32 at the codec's rate.
-      levels: the numbers of levels to decode; None for 1 to all.
-      batch_size: clips at a time.
-      progress: called with the clips done after each batch and number of levels.
-
-    Returns:
-      By number of levels.
+      codes_NFQ: of the first one to Q levels.
+      num_samples: T; what the last frame has beyond it is cut off.
+      progress: called with 1 after each clip.
     """
-    levels = list(levels or range(1, codec.num_codebooks + 1))
-    parts: dict[int, list[Quality]] = {q: [] for q in levels}
-
-    def quality(batch_BT: np.ndarray, codes_BFQ: np.ndarray, q: int) -> Quality:
-        decoded_BT = codec.decode(codes_BFQ[..., :q])[:, : batch_BT.shape[1]]
-        return compare(batch_BT, decoded_BT, codec.sample_rate)
-
-    # What takes the time, finding phases, is done on one core.
-    with concurrent.futures.ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
-        for batch_BT in _batches(waveform_NT, batch_size):
-            codes_BFQ = codec.encode(batch_BT)
-            jobs = [pool.submit(quality, batch_BT, codes_BFQ, q) for q in levels]
-            for q, job in zip(levels, jobs, strict=True):
-                parts[q].append(job.result())
-                if progress:
-                    progress(len(batch_BT))
-    return {
-        q: Quality(
-            *(
-                np.concatenate([getattr(part, field.name) for part in parts[q]])[: len(waveform_NT)]
-                for field in dataclasses.fields(Quality)
-            )
-        )
-        for q in levels
-    }
+    clips = list(threads.each(codec.decode, codes_NFQ[:, None], progress))
+    return np.concatenate(clips)[:, :num_samples]
 
 
 def compare(target_NT: np.ndarray, waveform_NT: np.ndarray, sample_rate: int) -> Quality:
     """The quality of waveforms beside their originals, of the same shape."""
-    return Quality(
-        np.asarray(spectral.log_mel_distance_db(target_NT, waveform_NT, sample_rate)),
-        np.asarray(spectral.si_sdr_db(target_NT, waveform_NT)),
-        stft_distance(target_NT, waveform_NT),
+    pairs = zip(target_NT[:, None], waveform_NT[:, None], strict=True)
+    figures = threads.each(lambda pair: _compare(*pair, sample_rate), pairs)
+    return Quality(*(np.concatenate(figure_N1) for figure_N1 in zip(*figures, strict=True)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _compare(target_BT: jax.Array, waveform_BT: jax.Array, sample_rate: int) -> tuple:
+    return (
+        spectral.log_mel_distance_db(target_BT, waveform_BT, sample_rate),
+        spectral.si_sdr_db(target_BT, waveform_BT),
+        stft_distance(target_BT, waveform_BT),
     )
 
 
-def stft_distance(target_NT: np.ndarray, waveform_NT: np.ndarray) -> np.ndarray:
+def stft_distance(target_NT: jax.Array, waveform_NT: jax.Array) -> jax.Array:
     """Multi-resolution STFT distance, f32 [N], 0 or more (a loss in arXiv 1910.11480).
 
     The mean over windows of 512, 1024 and 2048 samples (Hann, hop a quarter) of
@@ -164,7 +133,7 @@ def stft_distance(target_NT: np.ndarray, waveform_NT: np.ndarray) -> np.ndarray:
         gap_N = jnp.linalg.norm(target_NFH - made_NFH, axis=(1, 2))
         convergence_N = gap_N / jnp.linalg.norm(target_NFH, axis=(1, 2))
         distance_N += convergence_N + jnp.abs(jnp.log(target_NFH / made_NFH)).mean(axis=(1, 2))
-    return np.asarray(distance_N / len(_STFT_WINDOWS))
+    return distance_N / len(_STFT_WINDOWS)
 
 
 def has_visqol() -> bool:
@@ -260,10 +229,3 @@ def bitrate(frame_rate: float, codebook_size: int, levels: int) -> float:
             "numbers above 0"
         )
     return float(frame_rate * levels * np.log2(codebook_size))
-
-
-def _batches(waveform_NT: np.ndarray, batch_size: int):
-    """Batches of one size; the last clip fills up the last of them."""
-    size = min(batch_size, len(waveform_NT))
-    for start in range(0, len(waveform_NT), size):
-        yield waveform_NT[np.minimum(np.arange(start, start + size), len(waveform_NT) - 1)]

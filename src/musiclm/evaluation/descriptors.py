@@ -7,6 +7,7 @@ T samples, N frames, F frequency bins, M mel bands, P notes, D numbers.
 """
 
 import itertools
+import math
 
 import numpy as np
 import scipy.fft
@@ -20,6 +21,8 @@ _WINDOW, _HOP = 1024, 256  # 64 ms, 16 ms
 _FRAME_RATE = SAMPLE_RATE / _HOP
 _NUM_MELS = 64
 _RANGE_DB = 60.0
+# dB in a neper: NumPy's natural logarithms and powers take a third of the time of the others.
+_NEPER = 20 / math.log(10)
 _NUM_CEPSTRA = 20
 # Edges in mel bands: low and high, and what cymbals fill alone.
 _RHYTHM_BANDS = ((0, 10), (10, 26), (26, 44), (44, 64), (0, 64))
@@ -99,7 +102,8 @@ def _magnitude(samples_T: np.ndarray, window: int, hop: int) -> np.ndarray:
 def _decibels(magnitude_NX: np.ndarray) -> np.ndarray:
     """dB above a floor `_RANGE_DB` below the loudest frames (their 95th percentile)."""
     loudest = np.quantile(magnitude_NX.max(axis=1), 0.95) + 1e-9
-    return np.maximum(20 * np.log10(np.maximum(magnitude_NX / loudest, 1e-9)) + _RANGE_DB, 0.0)
+    nepers_NX = np.log(np.maximum(magnitude_NX / loudest, 1e-9))
+    return np.maximum(_NEPER * nepers_NX + _RANGE_DB, 0.0)
 
 
 def _statistics(values_ND: np.ndarray) -> np.ndarray:
@@ -114,9 +118,10 @@ def _contrast(decibels_NF: np.ndarray) -> np.ndarray:
     numbers = []
     for low, high in itertools.pairwise(_CONTRAST_EDGES):
         band_NF = decibels_NF[:, low:high]
-        valley_N, peak_N = np.quantile(band_NF, (0.1, 0.9), axis=1)
-        power_N = np.log10((10 ** (band_NF / 10)).mean(axis=1))
-        flatness = (band_NF.mean(axis=1) - 10 * power_N).mean()
+        # Sorted before: NumPy parts many short rows slowly.
+        valley_N, peak_N = np.quantile(np.sort(band_NF, axis=1), (0.1, 0.9), axis=1)
+        power_N = np.exp(band_NF * (2 / _NEPER)).mean(axis=1)
+        flatness = (band_NF.mean(axis=1) - _NEPER / 2 * np.log(power_N)).mean()
         numbers += [(peak_N - valley_N).mean(), (peak_N - valley_N).std(), flatness]
     return np.array(numbers)
 
@@ -145,7 +150,9 @@ def _onsets(decibels_NM: np.ndarray, bands) -> np.ndarray:
 
 def _hits(decibels_NM: np.ndarray) -> np.ndarray:
     """Short events by band: drums strike all of them, and the highest with nothing below."""
-    held_NM = scipy.ndimage.median_filter(decibels_NM, size=(15, 1), mode="nearest")
+    # Band by band: along one axis SciPy is quicker.
+    held = [scipy.ndimage.median_filter(band_N, 15, mode="nearest") for band_N in decibels_NM.T]
+    held_NM = np.stack(held, axis=1)
     struck_NM = decibels_NM - held_NM
     struck_NB = np.stack([struck_NM[:, low:high].mean(axis=1) for low, high in _DRUM_BANDS], axis=1)
     onset_NB = _onsets(decibels_NM, _DRUM_BANDS)

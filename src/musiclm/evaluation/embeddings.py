@@ -12,6 +12,7 @@ import numpy as np
 import scipy.fft
 
 from musiclm import audio, bundle
+from musiclm.evaluation import threads
 
 _WINDOW_SECONDS = 0.96  # of a timbre vector, as of VGGish
 _FRAME, _HOP = 0.064, 0.016  # seconds
@@ -82,19 +83,18 @@ class Cache:
           what: names the computation and all that it depends on besides the samples: rates, sizes,
             the digest of a model.
           clips: f32 waveforms [T].
-          compute: of one clip [T].
+          compute: of one clip [T]; called by several threads at once.
           progress: called with 1 after each clip.
         """
-        made = []
-        for waveform_T in clips:
+
+        def one(waveform_T: np.ndarray) -> Arrays:
             path = self.folder / f"{_digest(what, waveform_T)}.npz"
             if not path.is_file():
                 _save(path, compute(waveform_T))
             with np.load(path) as arrays:
-                made.append(dict(arrays))
-            if progress:
-                progress(1)
-        return made
+                return dict(arrays)
+
+        return list(threads.each(one, clips, progress))
 
 
 def _digest(what: str, waveform_T: np.ndarray) -> str:

@@ -205,7 +205,8 @@ def cosine_table(
 
 def codec_table(
     codec: codec_quality.Codec,
-    waveform_NT: np.ndarray,
+    codes_NFQ: np.ndarray,
+    quality: Mapping[int, codec_quality.Quality],
     rests_on: str,
     opinions: Mapping[int, np.ndarray],
 ) -> Table:
@@ -213,16 +214,15 @@ def codec_table(
 
     Args:
       codec: to measure.
-      waveform_NT: real clips.
+      codes_NFQ: of real clips.
+      quality: of their reconstructions, by number of levels.
       rests_on: which codec.
       opinions: of ViSQOL, f64 [N], by number of levels; may be empty.
     """
-    quality = codec_quality.measure(codec, waveform_NT)
-    codes_NTQ = np.concatenate([codec.encode(clip_T[None]) for clip_T in waveform_NT])
-    usage = codec_quality.codebook_usage(codes_NTQ, codec.codebook_size)
+    usage = codec_quality.codebook_usage(codes_NFQ, codec.codebook_size)
     return Table(
         title="Codec",
-        note=f"{len(waveform_NT)} real clips from the first so many levels. Log-mel distance over "
+        note=f"{len(codes_NFQ)} real clips from the first so many levels. Log-mel distance over "
         "80 bands and STFT distance: less is nearer. Scale-invariant SDR: more is, but it says "
         "nothing of a codec that codes no phases. Perplexity and use of the last level's "
         f"{codec.codebook_size} codes."

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.optimize
 
-from musiclm.evaluation import bootstrap
+from musiclm.evaluation import bootstrap, threads
 
 TOKENS = 125  # compared of each example: 5 s
 PERMUTED_PAIRS = 30_000  # to find the threshold with, at least
@@ -52,13 +52,13 @@ def transport_costs(
             "the centroids of the tokenizer that made them"
         )
     distance_KK = _distances(np.asarray(centroids_KD, np.float64))
-    costs_N = np.empty(len(one_NT))
-    for pair, (one_T, other_T) in enumerate(zip(one_NT, other_NT, strict=True)):
+
+    def cost(pair: tuple[np.ndarray, np.ndarray]) -> float:
+        one_T, other_T = pair
         cost_TT = distance_KK[one_T[:, None], other_T]
-        costs_N[pair] = cost_TT[scipy.optimize.linear_sum_assignment(cost_TT)].mean()
-        if progress:
-            progress(1)
-    return costs_N
+        return cost_TT[scipy.optimize.linear_sum_assignment(cost_TT)].mean()
+
+    return np.array(list(threads.each(cost, zip(one_NT, other_NT, strict=True), progress)))
 
 
 def _distances(centroids_KD: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.special
 
-from musiclm.evaluation import bootstrap
+from musiclm.evaluation import bootstrap, threads
 
 _GRID = 2**24  # steps between angles of 0 and 1
 
@@ -157,12 +157,12 @@ def abx(
         raise ValueError(f"clips by class: {counts}; give two classes or more, two clips of each")
     angle_KK = angles(centroids_KD)
     distance_NN = np.zeros((len(tokens_NT), len(tokens_NT)))
-    for i, phrase_T in enumerate(tokens_NT):
-        after = slice(i + 1, None)
-        distance_NN[i, after] = alignment_distances(phrase_T, tokens_NT[after], angle_KK)
-        distance_NN[after, i] = distance_NN[i, after]
-        if progress:
-            progress(1)
+
+    def to_later(i: int) -> np.ndarray:
+        return alignment_distances(tokens_NT[i], tokens_NT[i + 1 :], angle_KK)
+
+    for i, distance_P in enumerate(threads.each(to_later, range(len(tokens_NT)), progress)):
+        distance_NN[i, i + 1 :] = distance_NN[i + 1 :, i] = distance_P
     error_N = _errors(distance_NN, class_N)
     # Classes weigh the same. A mean over clips, as the bootstrap takes it, would give larger ones
     # more: deviations from the mean of the own class are scaled instead.

@@ -128,7 +128,8 @@ class Suite:
         """
         count = len(next(iter(made.values())))
         real = self.held_out.first(count)
-        through_NT = codec_quality.reconstruct(self.codec, real.waveform_NT)
+        codes_NFQ = codec_quality.encode(self.codec, real.waveform_NT)
+        through_NT = self._decode(codes_NFQ, real.waveform_NT.shape[1])
         seen = {
             **{source: self.look(clips_NT, count, source) for source, clips_NT in made.items()},
             "real": self.real[:count],
@@ -141,9 +142,9 @@ class Suite:
             *self.divergence_tables(seen),
             self.cosine_table(seen, real.prompts),
             *self.mulan_tables(),
-            self.codec_table(real.waveform_NT),
+            self.codec_table(real.waveform_NT, codes_NFQ, through_NT),
             self.semantic_table(),
-            self.likelihood_table(real),
+            self.likelihood_table(real, codes_NFQ),
             self.memorization_table(go_on),
         ]
 
@@ -231,7 +232,10 @@ class Suite:
     def fitted(self) -> list[embeddings.Arrays]:
         """Of the training clips, each followed by its degraded copy."""
         rng = np.random.default_rng(0)
-        through = functools.partial(codec_quality.reconstruct, self.codec)
+
+        def through(waveform_NT: np.ndarray) -> np.ndarray:
+            codes_NFQ = codec_quality.encode(self.codec, waveform_NT)
+            return codec_quality.decode(self.codec, codes_NFQ, waveform_NT.shape[1])
 
         def pairs() -> Iterator[np.ndarray]:
             for waveform_T in self.train.waveform_NT:
@@ -307,17 +311,34 @@ class Suite:
             _TIMBRE,
         )
 
-    def codec_table(self, waveform_NT: np.ndarray) -> Table:
-        """Quality and cost of the codec; with ViSQOL's opinion of a few clips, if it is there."""
-        opinions = {}
-        if codec_quality.has_visqol():
-            few_NT, levels = waveform_NT[:_VISQOL_CLIPS], range(1, self.codec.num_codebooks + 1)
-            count = self._counter("ViSQOL", len(few_NT) * len(levels))
-            for q in levels:
-                made_NT = codec_quality.reconstruct(self.codec, few_NT, num_levels=q)
-                opinions[q] = codec_quality.visqol(few_NT, made_NT, self.rate, count)
+    def codec_table(
+        self, waveform_NT: np.ndarray, codes_NFQ: np.ndarray, through_NT: np.ndarray
+    ) -> Table:
+        """Quality and cost of the codec; with ViSQOL's opinion of a few clips, if it is there.
+
+        Args:
+          waveform_NT: real clips.
+          codes_NFQ: of these.
+          through_NT: what is decoded of all levels.
+        """
+        quality, opinions, few = {}, {}, slice(_VISQOL_CLIPS)
+        most = self.codec.num_codebooks
+        for q in range(1, most + 1):
+            made_NT = through_NT
+            if q < most:
+                made_NT = self._decode(codes_NFQ[..., :q], waveform_NT.shape[1])
+            quality[q] = codec_quality.compare(waveform_NT, made_NT, self.rate)
+            if codec_quality.has_visqol():
+                count = self._counter(f"ViSQOL, {q} of {most} levels", len(waveform_NT[few]))
+                opinions[q] = codec_quality.visqol(waveform_NT[few], made_NT[few], self.rate, count)
         rests_on = f"SoundStream of {self.name}"
-        return figures.codec_table(self.codec, waveform_NT, rests_on, opinions)
+        return figures.codec_table(self.codec, codes_NFQ, quality, rests_on, opinions)
+
+    def _decode(self, codes_NFQ: np.ndarray, num_samples: int) -> np.ndarray:
+        num_clips, _, num_levels = codes_NFQ.shape
+        what = f"decoding {num_levels} of {self.codec.num_codebooks} levels"
+        count = self._counter(what, num_clips)
+        return codec_quality.decode(self.codec, codes_NFQ, num_samples, count)
 
     def cosine_table(
         self, seen: Mapping[str, Sequence[embeddings.Arrays]], prompts: Sequence[str]
@@ -375,13 +396,18 @@ class Suite:
             counter=lambda question, total: self._counter(f"ABX, {question}", total),
         )
 
-    def likelihood_table(self, real: Clips) -> Table:
-        """Of the stages on real clips, given their prompts."""
+    def likelihood_table(self, real: Clips, codes_NFQ: np.ndarray) -> Table:
+        """Of the stages on real clips, given their prompts.
+
+        Args:
+          real: the clips.
+          codes_NFQ: of the codec.
+        """
         mulan = next(iter(self.mulans.values()))
         codes = {
             "mulan": mulan.encode_text(real.prompts),
             "semantic": self.real_tokens_NT[: len(real.entries)],
-            "acoustic": np.concatenate([self.codec.encode(x_T[None]) for x_T in real.waveform_NT]),
+            "acoustic": codes_NFQ,
         }
         stages = {name: self.bundle.components[name] for name in STAGES}
 

@@ -20,11 +20,6 @@ from musiclm.models import mulan, soundstream, w2v_bert
 from musiclm.nn import kmeans, quantization
 from musiclm.tokens import wordpiece
 
-# Sound is decoded in several threads at once. Each keeps to its own core of a CPU: programs that
-# divide their work among XLA's threads can wait for each other for ever (jaxlib 0.11), and one
-# alone is no faster for it. What is compiled so can't be called within another `jit`.
-_IN_THREADS = {"xla_cpu_multi_thread_eigen": False}
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AcousticTokenizer:
@@ -63,13 +58,6 @@ class AcousticTokenizer:
         model = soundstream.SoundStream(self.config)
         return jax.jit(lambda v, x, denoise_B: model.apply(v, x, denoise_B, method="encode"))
 
-    @functools.cached_property
-    def _decode(self):
-        model = soundstream.SoundStream(self.config)
-        return jax.jit(
-            lambda v, x: model.apply(v, x, method="decode"), compiler_options=_IN_THREADS
-        )
-
     def encode(self, waveform_BT: np.ndarray, *, denoise: bool = False) -> np.ndarray:
         """f32 samples at `sample_rate` to int32 codes [B, frames, Q].
 
@@ -81,7 +69,7 @@ class AcousticTokenizer:
 
     def decode(self, codes_BTQ: np.ndarray) -> np.ndarray:
         """int32 codes [B, frames, Q] to f32 samples."""
-        return np.asarray(self._decode(self.variables, codes_BTQ))
+        return np.asarray(_decode(self.config, self.variables, codes_BTQ))
 
     def decode_stream(
         self, pieces: Iterable[np.ndarray], *, piece_frames: int = 50
@@ -113,7 +101,12 @@ class AcousticTokenizer:
 
 
 # Of no instance: threads that decode at once then share one compilation.
-@functools.partial(jax.jit, static_argnums=0, compiler_options=_IN_THREADS)
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(config, variables, codes_BTQ):
+    return soundstream.SoundStream(config).apply(variables, codes_BTQ, method="decode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _decode_piece(config, variables, codes_BTQ, state):
     model = soundstream.SoundStream(config)
     return model.apply(variables, codes_BTQ, state, method="decode_piece")
