@@ -7,7 +7,7 @@ CORE = [
     "flax>=0.12,<0.13",
     "gin-config>=0.5",
     # Of 0.11.1 and 0.11.2 a program with a Fourier transform can wait for ever on a CPU: XLA makes
-    # a thread of its pool wait for others of the pool (openxla/xla, pull request 46347).
+    # a thread of its pool wait for others of the pool (see openxla/xla, pull request 46347).
     "jax>=0.10,!=0.11.1,!=0.11.2,<0.13",
     # Compiles the sampler's kernels for CPUs.
     "llvmlite>=0.46",
