@@ -174,6 +174,14 @@ def unit_phase(spectrum_BNF: jax.Array) -> jax.Array:
     return spectrum_BNF / (jnp.abs(spectrum_BNF) + 1e-12)
 
 
+def with_phases(magnitude_BNF: jax.Array, spectrum_BNF: jax.Array) -> jax.Array:
+    """Magnitudes, f32 [B, N, F], with the phases of a spectrum; 0 where it is silent."""
+    # Part by part: complex numbers are divided at several times the cost.
+    real_BNF, imag_BNF = spectrum_BNF.real, spectrum_BNF.imag
+    scale_BNF = magnitude_BNF * jax.lax.rsqrt(real_BNF**2 + imag_BNF**2 + 1e-24)
+    return jax.lax.complex(scale_BNF * real_BNF, scale_BNF * imag_BNF)
+
+
 def random_phase(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     """Evenly drawn phases [B, N, F] as complex numbers of length 1.
 
@@ -214,19 +222,11 @@ def griffin_lim(
         wanted_BNF, previous_BNF = carry
         spectrum_BNF = stft(waveform(wanted_BNF), window_size, hop_size)
         ahead_BNF = spectrum_BNF - momentum / (1 + momentum) * previous_BNF
-        return _scaled_to(magnitude_BNF, ahead_BNF), spectrum_BNF
+        return with_phases(magnitude_BNF, ahead_BNF), spectrum_BNF
 
     start = magnitude_BNF * phase_BNF, jnp.zeros(magnitude_BNF.shape, jnp.complex64)
     wanted_BNF, _ = jax.lax.fori_loop(0, num_iters, iterate, start, unroll=2)
     return waveform(wanted_BNF)
-
-
-def _scaled_to(magnitude_BNF: jax.Array, spectrum_BNF: jax.Array) -> jax.Array:
-    """These magnitudes with the phases of a spectrum."""
-    # Part by part: complex numbers are divided at several times the cost.
-    real_BNF, imag_BNF = spectrum_BNF.real, spectrum_BNF.imag
-    scale_BNF = magnitude_BNF * jax.lax.rsqrt(real_BNF**2 + imag_BNF**2 + 1e-24)
-    return jax.lax.complex(scale_BNF * real_BNF, scale_BNF * imag_BNF)
 
 
 def mel_magnitude(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:

@@ -114,8 +114,8 @@ class SpectrumConfig:
     def synthesise_like(self, frames_BNF: jax.Array, waveform_BT: jax.Array) -> jax.Array:
         """The same with the phases of a waveform: quick, and differentiable in the magnitudes."""
         spectrum_BNF = audio.stft(waveform_BT, self.window_size, self.hop_size)
-        phase_BNF = audio.unit_phase(spectrum_BNF)
-        return audio.istft(self.magnitudes(frames_BNF) * phase_BNF, self.window_size, self.hop_size)
+        wanted_BNF = audio.with_phases(self.magnitudes(frames_BNF), spectrum_BNF)
+        return audio.istft(wanted_BNF, self.window_size, self.hop_size)
 
     def synthesise_piece(
         self, frames_BNF: jax.Array, state: SynthesisState | None
