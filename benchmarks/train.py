@@ -6,8 +6,9 @@
 Same sizes, batch, f32 and AdamW; two threads each. Both sides live in processes of their own and
 step in turns, so that other work on the machine meets both; a figure is the median over the turns
 of the ratio of neighbours. A stage is compared with a plain decoder (`train_peers.py`) in the
-faster of two forms; dropout and `remat` are off. The codec is compared with
-audiolm-pytorch's of our sizes, without its attention and gradient penalty, which we don't have.
+faster of two forms; dropout and `remat` are off, and the small one has its blocks in one turn of
+the loop, as gin/train/mini has them. The codec is compared with audiolm-pytorch's of our sizes,
+without its attention and gradient penalty, which we don't have.
 `make bench-train` lets both sides keep freed memory (GLIBC_TUNABLES). The peer's threads sleep
 while they wait: spinning slows them several times on a machine with other work.
 """
@@ -46,7 +47,13 @@ MINI_SPEC = TokenSpec(
 MINI = token_lm.TokenLMConfig(
     layout=layout.StageLayout.semantic(MINI_SPEC),
     transformer=transformer.TransformerConfig(
-        num_layers=6, model_dim=256, num_heads=4, mlp_dim=1024, dropout=0.0, remat=False
+        num_layers=6,
+        model_dim=256,
+        num_heads=4,
+        mlp_dim=1024,
+        dropout=0.0,
+        remat=False,
+        scan_unroll=6,
     ),
     tied_embedding=True,
 )

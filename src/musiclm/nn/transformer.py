@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm import sharding
-from musiclm.nn import attention, flash_attention
+from musiclm.nn import attention, dense, flash_attention
 
 NORM_EPSILON = 1e-6
 ATTENTIONS = ("blocks", "flash")
@@ -266,5 +266,5 @@ def _dense(cfg: TransformerConfig, features: int, name: str, *, residual: bool =
 def _project_rows(x_BTM: jax.Array, kernel_MF: jax.Array, *_, **__) -> jax.Array:
     # `jax.lax.dot_general` for `nn.Dense`, on all rows at once. Of two axes that the gradient of
     # the kernel sums over, XLA:CPU makes one by copying all activations into another order first.
-    rows_NF = x_BTM.reshape(-1, x_BTM.shape[-1]) @ kernel_MF
+    rows_NF = dense.project(x_BTM.reshape(-1, x_BTM.shape[-1]), kernel_MF)
     return rows_NF.reshape(*x_BTM.shape[:-1], -1)
