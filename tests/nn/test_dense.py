@@ -27,9 +27,13 @@ def test_project_has_the_gradients_of_a_product(rows, inputs, features, seed):
 
 @pytest.mark.parametrize(("inputs", "features"), [(32, 64), (64, 32)])
 def test_a_cpu_turns_the_narrower_factor_of_a_kernels_gradient_round(inputs, features):
-    x_NM, kernel_MF = jnp.ones((128, inputs)), jnp.ones((inputs, features))
+    x_NM, kernel_MF, dy_NF = (
+        jnp.ones(s) for s in ((128, inputs), (inputs, features), (128, features))
+    )
 
-    gradient = jax.grad(lambda kernel_MF: dense.project(x_NM, kernel_MF).sum())
-    compiled = jax.jit(gradient).lower(kernel_MF).compile().as_text()
+    def gradient(x_NM, kernel_MF, dy_NF):
+        return jax.vjp(dense.project, x_NM, kernel_MF)[1](dy_NF)[1]
+
+    compiled = jax.jit(gradient).lower(x_NM, kernel_MF, dy_NF).compile().as_text()
 
     assert "f32[32,128]" in compiled
