@@ -110,3 +110,25 @@ def test_what_goes_through_the_hosts_crosses_slices():
     (summed,) = collectives.of_program(hlo, Mesh, num_slices=2)
     assert (summed.kind, summed.axes, summed.crosses_slices) == ("all-reduce", ("data",), True)
     assert summed.sent_bytes == 40
+
+
+def test_what_a_sparse_core_does_is_seen():
+    """On a TPU7x sums run beside the program, in computations that end in their thread's name."""
+    hlo = """\
+%add.sparsecore (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}, execution_thread="sparsecore"
+
+%called (p: f32[10]) -> f32[10] {
+  ROOT %r = f32[10]{0} all-reduce(%p), replica_groups=[4,4]<=[16], to_apply=%add.sparsecore
+}, execution_thread="sparsecore"
+
+ENTRY %main (p: f32[10]) -> f32[10] {
+  %start = ((f32[10]), f32[10]) call-start(%p), async_execution_thread="sparsecore", \
+to_apply=%called
+  ROOT %done = f32[10] call-done(%start)
+}
+"""
+    (summed,) = collectives.of_program(hlo, Mesh)
+    assert (summed.kind, summed.axes, summed.turns) == ("all-reduce", ("fsdp",), 1)
+    assert summed.sent_bytes == 2 * 3 / 4 * 40

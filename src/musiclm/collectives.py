@@ -181,7 +181,7 @@ def _computations(hlo: str) -> dict[str, _Computation]:
             if header := _HEADER.match(line):
                 current = computations.setdefault(header[2], _Computation())
                 entry = header[2] if header[1] else entry
-        elif line == "}":
+        elif line.startswith("}"):  # a thread's name may follow: a TPU's SparseCore's
             current = None
         else:
             current.lines.append(line)
