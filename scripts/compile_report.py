@@ -25,10 +25,10 @@ libtpu for chips that were not there. Nothing here was run: memory and traffic a
 compiled programs, times the least that the chips' published figures allow. GB are 10⁹ bytes, a
 device's; FLOP are the model's, three times those of its forward pass.
 
-MuLan's step on v6e:16x16 overflows the stacks that libtpu 0.0.42 gives its own threads (a segmentation
-fault in MigrateInstructionUsers, after a quarter of an hour or so). Its row comes of a process whose
-`pthread_create` was made, by a library in LD_PRELOAD, to give 6 GB to each; so may have to do who
-trains there with that libtpu.
+MuLan's step on v6e:16x16 and on tpu7x:4x4x4 overflows the stacks that libtpu 0.0.42 gives its own
+threads (a segmentation fault in MigrateInstructionUsers, after a quarter of an hour or so). These rows
+come of processes whose `pthread_create` was made, by a library in LD_PRELOAD, to give 6 GB to each; so
+may have to do who trains there with that libtpu.
 
 | run | pod | mesh | rows | fits | state GB | temporaries GB | limit GB | TFLOP a step | sent GB | between slices GB | ms at least | bound by | MFU at most |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
