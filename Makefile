@@ -11,10 +11,10 @@ setup:  ## Makes .venv with what generating music needs
 # and dollar signs mean nothing on the way. `value` keeps make from expanding it, `unexport` from
 # expanding it while it hands its own variables down.
 PROMPT ?=
-SECONDS ?= 10
-SEED ?= 0
-MODEL ?= gm-mini
-OUT ?= out
+SECONDS := 10
+SEED := 0
+MODEL := gm-mini
+OUT := out
 export MUSICLM_PROMPT := $(value PROMPT)
 unexport PROMPT
 
@@ -50,10 +50,10 @@ lint: setup-test  ## Checks style and the direction of imports
 # Every file below is made beside its place and renamed when whole, and every training run resumes
 # from its newest checkpoint: after a kill, start it again.
 
-RUN ?= runs/gm-mini
-CLIPS ?= 32000
-HELD_OUT_CLIPS ?= 600
-NAME ?= gm-mini
+RUN := runs/gm-mini
+CLIPS := 32000
+HELD_OUT_CLIPS := 600
+NAME := gm-mini
 
 CORPUS = $(RUN)/corpus/train
 HELD_OUT = $(RUN)/corpus/held_out

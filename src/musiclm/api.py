@@ -160,10 +160,15 @@ class MusicLM:
         int8: Sequence[str] = (),
         melody: MelodyTokenizer | None = None,
     ):
-        """Builds the chain of a bundle; see `from_pretrained`."""
-        from musiclm.sampler import decode, generate, parallel, stages
-        from musiclm.tokens import tokenizers
+        """Builds the chain of a bundle; see `from_pretrained`.
 
+        Raises:
+          UserError: its models don't make the tokens that its `TokenSpec` tells of.
+        """
+        from musiclm.sampler import decode, generate, parallel, stages
+        from musiclm.tokens import agreement, tokenizers
+
+        agreement.check(bundle)
         parts = bundle.components
         mesh = decode.make_mesh()
 
@@ -230,6 +235,8 @@ class MusicLM:
             ) from error
         try:
             return cls(loaded, rows=rows, int8=int8, melody=melody)
+        except UserError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # Every file is what it was when the bundle was sealed, yet does not make a chain.
             raise UserError(

@@ -176,21 +176,28 @@ def load_component(directory: str | os.PathLike, name: str) -> Component:
     path = pathlib.Path(directory) / f"{name}.safetensors"
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
-            record = json.loads((file.metadata() or {}).get("musiclm", "{}"))
+            metadata = (file.metadata() or {}).get("musiclm", "{}")
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: make it, or fetch the bundle again") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(f"{path} is damaged ({error}): fetch the bundle again") from error
-    if record.get("format") != FORMAT:
-        raise BundleError(
-            f"{path} has format {record.get('format')}, and this version reads {FORMAT}: "
-            "it is not a MusicLM component, or one of another version"
-        )
+    try:
+        record = json.loads(metadata)
+        if record.get("format") != FORMAT:
+            raise BundleError(
+                f"{path} has format {record.get('format')}, and this version reads {FORMAT}: "
+                "it is not a MusicLM component, or one of another version"
+            )
+        config = from_json(record["config"])
+    except BundleError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is no MusicLM component ({error!r}): fetch it again") from error
     for key, array in flat.items():
         if np.issubdtype(array.dtype, np.floating):
             flat[key] = array.astype(np.float32)
-    return Component(from_json(record["config"]), unflatten(flat))
+    return Component(config, unflatten(flat))
 
 
 def digest_of(path: pathlib.Path) -> str:

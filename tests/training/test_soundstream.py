@@ -245,6 +245,9 @@ def test_health_gates_name_the_figures_the_step_reports():
     assert by_name["codebook_perplexity_min"].breached(0.1)
     assert not by_name["codebook_perplexity_min"].breached(12.0)
     assert by_name["codebook_perplexity_min"].after_step > TASK.quantize_from_step
+    for metric, well in (("generator_discriminator_ratio", 1.0), ("discriminator", 2.0)):
+        assert by_name[metric].breached(1e3)
+        assert not by_name[metric].breached(well)
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,8 @@ def _claim(out: Path, job: gm_clip.Job, font: Path) -> None:
     path = out / "corpus.json"
     if path.is_file():
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            there = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
             raise BuildError(f"{path} is damaged: choose another folder or empty it") from None
         differs = [k for k, v in record.items() if k != "soundfont" and there.get(k) != v]
         if differs:

@@ -25,6 +25,8 @@ from musiclm import errors
 _START = (
     # The answers' channel is taken before any import: pyfluidsynth prints while it is imported
     # where $CI is set, and that must go to stderr.
+    # Ctrl-C reaches all processes of a terminal: the parent ends this one, by closing its input.
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "import json, os, sys; answers = os.dup(1); os.dup2(2, 1); "
     "from data_pipelines.corpora.gm import worker; worker.serve(json.loads(sys.argv[1]), answers)"
 )

@@ -154,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Entry point of the installed `musiclm` script."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     sys.exit(main())
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from musiclm import errors
 
 
-def _make_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Creates `folder` with its parents; returns those that were not there, innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
+def _make_folders(folder: pathlib.Path, created: list[pathlib.Path]) -> None:
+    """Creates `folder` with its parents; puts each that was not there before the others."""
+    for path in (*reversed(folder.parents), folder):
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+            created.insert(0, path)
 
 
 @contextlib.contextmanager
@@ -39,7 +40,7 @@ def staged(folder: str | os.PathLike[str], *, last: str) -> Iterator[pathlib.Pat
     done = False
     try:
         try:
-            created = _make_folders(folder)
+            _make_folders(folder, created)
             # In the folder itself: a rename is atomic only within one file system.
             staging = pathlib.Path(tempfile.mkdtemp(prefix=".musiclm-", dir=folder))
         except OSError as error:

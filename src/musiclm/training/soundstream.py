@@ -394,6 +394,15 @@ class SoundStreamTask:
                 advice="The discriminators always win, so they teach nothing. Lower their "
                 "learning_rate or sizes, start them later, or set balance_gradients",
             ),
+            health.HealthCheck(
+                metric="discriminator",
+                breached=lambda value: value > 100.0,
+                bound="at most 100 (2 where they can't tell)",
+                after_step=self.discriminator_start_step + 500,
+                patience=self.health_patience,
+                advice="The discriminators run away. Lower their learning_rate, or give their "
+                "optimizer a clip_norm",
+            ),
         )
 
     @property
