@@ -196,7 +196,7 @@ def check(
     *,
     encoder: str | None = None,
     streams: Sequence[str] | None = None,
-    part: int = 0,
+    parts: Sequence[int] = (0,),
     num_parts: int = 1,
 ) -> DataSet:
     """Reads `dataset.json` and holds the files to it.
@@ -205,7 +205,7 @@ def check(
       folder: of the data set.
       encoder: what must have made it; None accepts any.
       streams: those needed; all by default.
-      part, num_parts: whose checksums to compute, so that hosts can share the work; sizes are
+      parts, num_parts: whose checksums to compute, so that hosts can share the work; sizes are
         looked at in full.
 
     Raises:
@@ -239,6 +239,6 @@ def check(
         size = path.stat().st_size
         if size != shard.bytes:
             raise ShardError(f"{path} has {size} bytes, not {shard.bytes}: copy it again")
-        if index % num_parts == part and crc32c_of(path) != shard.crc32c:
+        if index % num_parts in parts and crc32c_of(path) != shard.crc32c:
             raise ShardError(f"{path} is damaged (its checksum differs): copy it again")
     return data_set

@@ -93,24 +93,33 @@ class Device(types.SimpleNamespace):
 @pytest.mark.parametrize(
     ("mesh", "hosts", "parts"),
     [
-        ({"fsdp": 2}, 2, [0, 1]),
-        ({"tensor": 2}, 4, [0, 1, 2, 3]),
-        ({"tensor": 8}, 2, [0, 0]),
-        ({"fsdp": 2, "tensor": 4}, 4, [0, 0, 1, 1]),
+        ({"fsdp": 2}, 2, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ({"tensor": 2}, 4, [(0,), (1,), (2,), (3,)]),
+        ({"tensor": 8}, 2, [(0,), (0,)]),
+        ({"fsdp": 2, "tensor": 4}, 4, [(0,), (0,), (1,), (1,)]),
     ],
 )
 def test_processes_that_hold_the_same_rows_feed_the_same(monkeypatch, mesh, hosts, parts):
     devices = [Device(id=i, process_index=i // (8 // hosts)) for i in range(8)]
     made = sharding.MeshConfig(**mesh).make(devices)
-    for host, part in enumerate(parts):
+    for host, places in enumerate(parts):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        assert sharding.part_of_rows(made) == (part, max(parts) + 1)
+        assert sharding.places_of_rows(made) == (places, 8 // mesh.get("tensor", 1))
+
+
+def test_hosts_of_square_chips_feed_places_that_are_apart(monkeypatch):
+    """4 × 4 chips, 2 × 2 a host, as on a TPU pod."""
+    devices = [Device(id=i, process_index=i // 8 * 2 + i % 4 // 2) for i in range(16)]
+    made = sharding.MeshConfig(fsdp=4).make(devices)
+    for host, places in enumerate([(0, 1, 4, 5), (2, 3, 6, 7), (8, 9, 12, 13), (10, 11, 14, 15)]):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        assert sharding.places_of_rows(made) == (places, 16)
 
 
 def test_hosts_that_share_a_part_of_their_rows_are_refused():
     devices = [Device(id=i, process_index=i // 3) for i in range(6)]
     with pytest.raises(ValueError, match=r"tensor is 2, and hosts share some rows"):
-        sharding.part_of_rows(sharding.MeshConfig(tensor=2).make(devices))
+        sharding.places_of_rows(sharding.MeshConfig(tensor=2).make(devices))
 
 
 def test_slices_are_the_outermost_part_of_data():

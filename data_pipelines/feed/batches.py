@@ -32,8 +32,8 @@ def token_sequences(
     seed: int,
     batch_size: int,
     start_step: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    places: Sequence[int] = (0,),
+    num_places: int = 1,
 ) -> Iterator[Batch]:
     """The sequences of a stage.
 
@@ -47,7 +47,8 @@ def token_sequences(
       seed: of the order and of every draw.
       batch_size: rows of all hosts together.
       start_step: where to enter the stream.
-      host, num_hosts: whose rows.
+      places, num_places: which equal parts of a batch to make, one after another, of how many;
+        see `sharding.places_of_rows`.
 
     Returns:
       Batches {"tokens": int32 [B, S]}.
@@ -68,7 +69,7 @@ def token_sequences(
         PrefixDecoderConverter(layout),
         split,
         seed,
-        Place(host, num_hosts, batch_size, start_step),
+        Place(places[0], num_places, tuple(places), batch_size, start_step),
     )
 
 
@@ -81,8 +82,8 @@ def audio_crops(
     seed: int,
     batch_size: int,
     start_step: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    places: Sequence[int] = (0,),
+    num_places: int = 1,
 ) -> Iterator[Batch]:
     """Random crops of sound: batches {"waveform": f32 [B, T]}.
 
@@ -90,14 +91,14 @@ def audio_crops(
       corpora: of sound data sets; several are mixed by their weights.
       seconds: length of a crop.
       sample_rate: of the model, which the data sets must have.
-      split, seed, batch_size, start_step, host, num_hosts: see `token_sequences`.
+      split, seed, batch_size, start_step, places, num_places: see `token_sequences`.
 
     Raises:
       shards.ShardError: a data set is missing, damaged, shorter, or of another rate.
     """
     name = tasks.register_audio(corpora, seconds=seconds, sample_rate=sample_rate)
     lengths = {"audio": round(seconds * sample_rate)}
-    place = Place(host, num_hosts, batch_size, start_step)
+    place = Place(places[0], num_places, tuple(places), batch_size, start_step)
     return _iterate(name, lengths, AudioConverter(with_text=False), split, seed, place)
 
 
@@ -112,8 +113,8 @@ def audio_text_pairs(
     seed: int,
     batch_size: int,
     start_step: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    places: Sequence[int] = (0,),
+    num_places: int = 1,
 ) -> Iterator[Batch]:
     """Crops and one caption of each: batches {"waveform": f32 [B, T], "text_ids": int32 [B, L]}.
 
@@ -122,7 +123,7 @@ def audio_text_pairs(
       vocabulary: the WordPiece file.
       max_text_tokens: L.
       seconds, sample_rate: see `audio_crops`.
-      split, seed, batch_size, start_step, host, num_hosts: see `token_sequences`.
+      split, seed, batch_size, start_step, places, num_places: see `token_sequences`.
 
     Raises:
       shards.ShardError: a data set is missing, damaged, shorter, or of another rate.
@@ -135,7 +136,7 @@ def audio_text_pairs(
         max_text_tokens=max_text_tokens,
     )
     lengths = {"audio": round(seconds * sample_rate), "text_ids": max_text_tokens}
-    place = Place(host, num_hosts, batch_size, start_step)
+    place = Place(places[0], num_places, tuple(places), batch_size, start_step)
     return _iterate(name, lengths, AudioConverter(with_text=True), split, seed, place)
 
 

@@ -54,7 +54,7 @@ class Records:
         self._encoder = encoder
         self._ends = list(itertools.accumulate(self.data_set.records))
         self._readers: dict[tuple[str, int], array_record_module.ArrayRecordReader] = {}
-        self._checked: set[tuple[int, int]] = set()
+        self._checked: set[tuple[tuple[int, ...], int]] = set()
         self._lock = threading.Lock()  # training and evaluation read on threads of their own
         if lacking := set(streams) - set(self.data_set.streams):
             raise shards.ShardError(
@@ -67,23 +67,23 @@ class Records:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def check(self, host: int = 0, num_hosts: int = 1) -> None:
+    def check(self, places: tuple[int, ...] = (0,), num_places: int = 1) -> None:
         """Holds the files to `dataset.json`, once a process; hosts share the checksums.
 
         Raises:
           shards.ShardError: a file is missing, damaged or foreign, or another encoder made it.
         """
-        if (host, num_hosts) in self._checked:
+        if (places, num_places) in self._checked:
             return
         shards.check(
             self.folder,
             encoder=self._encoder,
             streams=self.streams,
-            part=host,
-            num_parts=num_hosts,
+            parts=places,
+            num_parts=num_places,
         )
         _allow_open_files(len(self.streams) * len(self._ends))
-        self._checked.add((host, num_hosts))
+        self._checked.add((places, num_places))
 
     def read(self, rows_R: np.ndarray, *, seed: int, shuffle: bool) -> Iterator[dict[str, bytes]]:
         """The records of rows, one after another: by stream, as they are stored.

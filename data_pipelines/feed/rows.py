@@ -4,7 +4,7 @@ Training reads one endless stream of rows. Row r of it is the same on any number
 any step on: it depends on the seed and on r alone, by closed formulas, so that nothing about the
 stream has to be saved and a run may start anywhere in it.
 
-  row     = step · batch_size + host · batch_size / num_hosts + j
+  row     = step · batch_size + place · batch_size / num_places + j
   epoch   = row div num_records, place = row mod num_records
   record  = permute(place, of (seed, epoch))
   draws   = uniform(seed, row, purpose)
@@ -113,27 +113,33 @@ def records_of(rows_R: np.ndarray, num_records: int, *, seed: int, shuffle: bool
 
 
 def rows_of(
-    step: int, *, batch_size: int, start_step: int = 0, host: int = 0, num_hosts: int = 1
+    step: int,
+    *,
+    batch_size: int,
+    start_step: int = 0,
+    places: Sequence[int] = (0,),
+    num_places: int = 1,
 ) -> np.ndarray:
-    """The global rows that a host makes at a step, int64 [batch_size / num_hosts].
+    """The global rows that a host makes at a step, int64 [batch_size / num_places · its places].
 
     Args:
       step: counted from `start_step`.
       batch_size: rows of all hosts together.
       start_step: where the stream is entered.
-      host, num_hosts: whose rows.
+      places: which of the `num_places` equal parts of the batch the host makes, one after another.
+      num_places: of all hosts.
 
     Raises:
-      ValueError: the hosts can't share the batch evenly, or there is no such host.
+      ValueError: the places can't share the batch evenly, or there is no such place.
     """
-    if batch_size % num_hosts:
+    if batch_size % num_places:
         raise ValueError(
-            f"batch_size is {batch_size} for {num_hosts} hosts: make it a multiple of them"
+            f"batch_size is {batch_size} for {num_places} places: make it a multiple of them"
         )
-    if not 0 <= host < num_hosts:
-        raise ValueError(f"host is {host} of {num_hosts}: count the hosts from 0")
-    share = batch_size // num_hosts
-    return (start_step + step) * batch_size + host * share + np.arange(share, dtype=np.int64)
+    if not all(0 <= place < num_places for place in places):
+        raise ValueError(f"places are {tuple(places)} of {num_places}: count them from 0")
+    first_PR = (start_step + step) * batch_size + np.arange(batch_size).reshape(num_places, -1)
+    return first_PR[list(places)].ravel()
 
 
 @dataclasses.dataclass(frozen=True)

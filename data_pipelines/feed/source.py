@@ -22,12 +22,14 @@ class Place(seqio.ShardInfo):
     """Which rows of the stream to serve: seqio's "shard `index` of `num_shards`", and from where.
 
     Attributes:
+      places: all that this host serves, of `num_shards`; `index` is the first.
       batch_size: rows of all hosts in one step.
       start_step: where the stream is entered.
       pattern: of the mixture whose component this is.
       component: its place in the pattern.
     """
 
+    places: tuple[int, ...]
     batch_size: int
     start_step: int = 0
     pattern: rows.Pattern | None = None
@@ -39,7 +41,7 @@ class Place(seqio.ShardInfo):
         if isinstance(shard_info, Place):
             return shard_info
         index, count = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
-        return cls(index=index, num_shards=count, batch_size=count)
+        return cls(index=index, num_shards=count, places=(index,), batch_size=count)
 
     def rows(self, step: int) -> np.ndarray:
         """The host's global rows at a step, counted from the start."""
@@ -47,8 +49,8 @@ class Place(seqio.ShardInfo):
             step,
             batch_size=self.batch_size,
             start_step=self.start_step,
-            host=self.index,
-            num_hosts=self.num_shards,
+            places=self.places,
+            num_places=self.num_shards,
         )
 
     def component_rows(self, step: int, *, seed: int) -> np.ndarray:
@@ -115,10 +117,10 @@ class RowSource(seqio.DataSource):
         if split not in self.examples:
             raise ValueError(f"split is {split!r}: this corpus has {sorted(self.examples)}")
         examples, place, seed = self.examples[split], Place.of(shard_info), seed or 0
-        place.rows(0)  # told before the checksums' minutes if the hosts don't divide the batch
+        place.rows(0)  # told before the checksums' minutes if the places don't divide the batch
         # All splits: a run must not find at its first evaluation that it can't go on.
         for part in self.examples.values():
-            part.records.check(place.index, place.num_shards)
+            part.records.check(place.places, place.num_shards)
         # Each component draws for itself: their rows have the same numbers.
         draws = int(rows.hash64(seed, rows.Purpose.COMPONENT, place.component)[0] >> np.uint64(1))
 

@@ -172,25 +172,26 @@ def check_rows(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def part_of_rows(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process feeds its devices, and how many parts there are.
+def places_of_rows(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """Which parts of every batch this process feeds its devices, in order, and how many there are.
 
-    Processes that a tensor axis spans hold the same rows, and feed the same part.
+    Rows lie over the data and fsdp axes, a part at each place. A host of a pod has a square of
+    chips, whose places are not neighbours. Processes that a tensor axis spans feed the same parts.
 
     Raises:
       UserError: processes share some of their rows and not all, or hold more than others.
     """
-    rows = collections.defaultdict(set)
-    for (data, fsdp, _), device in np.ndenumerate(mesh.devices):
-        rows[device.process_index].add((data, fsdp))
-    parts = sorted({tuple(sorted(held)) for held in rows.values()})
-    num_rows = math.prod(mesh.shape[axis] for axis in ROWS)
-    if any(len(part) * len(parts) != num_rows for part in parts):
+    num_places = math.prod(mesh.shape[axis] for axis in ROWS)
+    held = collections.defaultdict(set)
+    for (place, _), device in np.ndenumerate(mesh.devices.reshape(num_places, -1)):
+        held[device.process_index].add(place)
+    parts = {frozenset(places) for places in held.values()}
+    if any(len(part) * len(parts) != num_places for part in parts):
         raise errors.UserError(
             f"MeshConfig.tensor is {mesh.shape['tensor']}, and hosts share some rows of a batch "
             "and not all: give a divisor or a multiple of the devices of a host"
         )
-    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+    return tuple(sorted(held[jax.process_index()])), num_places
 
 
 def abstract(tree: Any, where: Any) -> Any:
@@ -203,7 +204,7 @@ def abstract(tree: Any, where: Any) -> Any:
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:
-    """Global arrays from each process's own rows of a batch."""
+    """Global arrays from each process's own rows of a batch, in the order of `places_of_rows`."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 

@@ -134,7 +134,7 @@ def test_hosts_share_the_checksums(tmp_path):
     damaged = 0
     for part in range(4):
         try:
-            shards.check(tmp_path, part=part, num_parts=4)
+            shards.check(tmp_path, parts=(part,), num_parts=4)
         except shards.ShardError:
             damaged += 1
     assert damaged == 1

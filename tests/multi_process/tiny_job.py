@@ -63,12 +63,12 @@ class Perceptron:
         return ()
 
 
-def rows(*, seed, batch_size, start_step, host, num_hosts, seconds_a_step=0.0, dim=DIM):
+def rows(*, seed, batch_size, start_step, places, num_places, seconds_a_step=0.0, dim=DIM):
     """A host's rows of each batch, at a pace at which a test can get between."""
-    own = batch_size // num_hosts
+    share = batch_size // num_places
     step = start_step
     while True:
-        numbers = step * batch_size + host * own + np.arange(own)
+        numbers = [step * batch_size + p * share + i for p in places for i in range(share)]
         x = np.stack([np.random.default_rng((seed, n)).normal(size=dim) for n in numbers])
         time.sleep(seconds_a_step)
         yield {"x": x.astype(np.float32), "y": np.sin(x).astype(np.float32)}

@@ -66,7 +66,7 @@ class Regression:
         )
 
 
-def points(*, seed, batch_size, start_step, host, num_hosts):
+def points(*, seed, batch_size, start_step, places, num_places):
     step = start_step
     while True:
         x = np.random.default_rng((seed, step)).normal(size=(batch_size, 3)).astype(np.float32)

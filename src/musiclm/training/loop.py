@@ -15,8 +15,8 @@ from musiclm import bundle, checkpoint, errors, metrics, processes, sharding
 from musiclm.training import health, interruption, meter, profiling, program
 
 Batch = Mapping[str, np.ndarray]
-# dataset(seed=, batch_size=, start_step=, host=, num_hosts=): a host's rows of each global batch,
-# which is a function of (seed, step) alone. Processes that share their rows count as one host.
+# dataset(seed=, batch_size=, start_step=, places=, num_places=): a process's rows of each global
+# batch, which is a function of (seed, step) alone; for its places see `sharding.places_of_rows`.
 Dataset = Callable[..., Iterator[Batch]]
 
 
@@ -88,8 +88,9 @@ def train(
         task.check_steps(num_steps)
     devices = (mesh or sharding.MeshConfig()).make()
     built = program.build(task, devices, batch_size=batch_size, seed=seed, rules=rules)
-    host, num_hosts = sharding.part_of_rows(devices)
-    stream = {"seed": seed, "batch_size": batch_size, "host": host, "num_hosts": num_hosts}
+    places, num_places = sharding.places_of_rows(devices)
+    stream = {"seed": seed, "batch_size": batch_size, "places": places, "num_places": num_places}
+    own_rows = batch_size // num_places * len(places)
     monitor = health.HealthMonitor(task.health())
     origin = {"seed": seed, "data": data}
 
@@ -106,10 +107,10 @@ def train(
             check_origin(facts, origin, workdir)
         batches = dataset(start_step=start, **stream)
         first = next(batches)
-        check_batch(first, built.batch, num_hosts)
+        check_batch(first, built.batch, own_rows)
         batches = prefetch(itertools.chain([first], batches))
         if eval_dataset:
-            check_batch(next(eval_dataset(start_step=0, **stream)), built.batch, num_hosts)
+            check_batch(next(eval_dataset(start_step=0, **stream)), built.batch, own_rows)
         if keep_best:
             check_metric(keep_best, built if eval_dataset else None)
         initialize = built.init.lower() if state is None else None
@@ -204,14 +205,14 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def check_batch(batch: Batch, spec: program.BatchSpec, num_hosts: int) -> None:
-    """Holds a host's batch to what the task expects.
+def check_batch(batch: Batch, spec: program.BatchSpec, num_rows: int) -> None:
+    """Holds a process's batch to what the task expects.
 
     Raises:
       UserError: arrays lack, or have other shapes or types.
     """
     for name, array in spec.items():
-        expected = (array.shape[0] // num_hosts, *array.shape[1:]), array.dtype
+        expected = (num_rows, *array.shape[1:]), array.dtype
         found = (batch[name].shape, batch[name].dtype) if name in batch else (None, None)
         if found != expected:
             raise errors.UserError(

@@ -47,8 +47,8 @@ def sequences(corpora, steps, start_step=0, num_hosts=1, stage="coarse", spec=SP
             corpora=corpora,
             layout=StageLayout.of(stage, spec),
             start_step=start_step,
-            host=host,
-            num_hosts=num_hosts,
+            places=(host,),
+            num_places=num_hosts,
             **options,
         )
         for host in range(num_hosts)
@@ -70,6 +70,18 @@ def mixed_batches(mixed):
 def test_any_number_of_hosts_makes_the_same_batches(mixed, mixed_batches):
     for num_hosts in (2, 4):
         np.testing.assert_array_equal(sequences(mixed, 4, num_hosts=num_hosts), mixed_batches[:4])
+
+
+def test_a_host_makes_the_rows_of_its_places(mixed, mixed_batches):
+    """On a pod they need not be neighbours."""
+    stream = batches.token_sequences(
+        corpora=mixed, layout=StageLayout.coarse(SPEC), conditioning="mixed", seed=3,
+        batch_size=BATCH, start_step=0, places=(0, 3), num_places=4,
+    )  # fmt: skip
+    share = BATCH // 4
+    whole = mixed_batches[0]
+    wanted = np.concatenate([whole[:share], whole[3 * share :]])
+    np.testing.assert_array_equal(next(stream)["tokens"], wanted)
 
 
 def test_resuming_on_other_hosts_goes_on_with_the_same_batches(mixed, mixed_batches):
@@ -134,7 +146,7 @@ def test_the_registry_has_what_training_reads(tokens):
     assert task.source.list_shards("train")[0].startswith("acoustic-00000")
     trained = sequences([corpus(tokens)], 1, conditioning="audio")[0]
     task = seqio.get_mixture_or_task("first_coarse")
-    place = Place(index=0, num_shards=1, batch_size=BATCH)
+    place = Place(index=0, num_shards=1, places=(0,), batch_size=BATCH)
     raw = next(task.get_dataset(seed=3, shard_info=place).as_numpy_iterator())
     np.testing.assert_array_equal(layout.flatten(raw), trained)
     one = next(task.get_dataset(seed=3).as_numpy_iterator())  # without a place, row by row
@@ -251,7 +263,7 @@ def test_hosts_share_the_checksums_and_together_see_all(tokens, tmp_path):
         try:
             sequences_of_host = batches.token_sequences(
                 corpora=[corpus(folder)], layout=StageLayout.coarse(SPEC), seed=0, batch_size=2,
-                start_step=0, host=host, num_hosts=2,
+                start_step=0, places=(host,), num_places=2,
             )  # fmt: skip
             next(sequences_of_host)
         except shards.ShardError:

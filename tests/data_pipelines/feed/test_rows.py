@@ -47,22 +47,23 @@ def test_without_shuffling_records_come_in_order():
     np.testing.assert_array_equal(records_R, np.arange(25) % 10)
 
 
-@given(st.integers(0, 10**9), st.integers(0, 10**9), st.sampled_from([1, 2, 4, 8]))
-def test_hosts_share_the_batch(start, step, num_hosts):
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.permutations(range(8)))
+def test_places_share_the_batch(start, step, places):
     whole = rows.rows_of(step, batch_size=16, start_step=start)
     parts = [
-        rows.rows_of(step, batch_size=16, start_step=start, host=host, num_hosts=num_hosts)
-        for host in range(num_hosts)
+        rows.rows_of(step, batch_size=16, start_step=start, places=own, num_places=8)
+        for own in (places[:3], places[3:])
     ]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    order = np.concatenate([whole.reshape(8, 2)[place] for place in places])
+    np.testing.assert_array_equal(np.concatenate(parts), order)
     np.testing.assert_array_equal(whole, rows.rows_of(start + step, batch_size=16))
 
 
 def test_batches_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="batch_size is 10 for 4 hosts"):
-        rows.rows_of(0, batch_size=10, num_hosts=4)
-    with pytest.raises(ValueError, match="host is 4 of 4"):
-        rows.rows_of(0, batch_size=8, host=4, num_hosts=4)
+    with pytest.raises(ValueError, match="batch_size is 10 for 4 places"):
+        rows.rows_of(0, batch_size=10, num_places=4)
+    with pytest.raises(ValueError, match=r"places are \(1, 4\) of 4"):
+        rows.rows_of(0, batch_size=8, places=(1, 4), num_places=4)
 
 
 @given(WEIGHTS)
