@@ -44,16 +44,31 @@ if [ -x "$venv/bin/python" ]; then
     done
 fi
 
+# Generating music takes any newer Python; TensorFlow, which data sets need, has no 3.14 yet.
+versions="3.11 or newer"
+newest=99
+if [ -n "$extras" ]; then
+    versions="3.11 to 3.13"
+    newest=13
+fi
+suits() {
+    "$1" -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null
+}
+
+if [ -x "$venv/bin/python" ] && ! suits "$venv/bin/python"; then
+    fail "$venv has $("$venv/bin/python" --version), and this takes $versions:" \
+        "run \`rm -rf $venv\` and repeat the command, with PYTHON=/path/to/python3.13 where needed"
+fi
 if ! [ -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=""
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if suits "$candidate"; then
             python=$candidate
             break
         fi
     done
     [ -n "$python" ] ||
-        fail "no Python 3.11 or newer found: run \`sudo apt-get update && sudo apt-get install -y python3.11 python3.11-venv\`" \
+        fail "no Python $versions found: run \`sudo apt-get update && sudo apt-get install -y python3.11 python3.11-venv\`" \
             "(or give one with PYTHON=/path/to/python3)"
     # Debian keeps ensurepip, which venv needs, in a package of its own.
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then

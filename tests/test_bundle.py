@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from musiclm import bundle
 from musiclm.models.soundstream import SoundStreamConfig
@@ -157,6 +158,17 @@ def test_a_wrong_bundle_is_refused_by_name(sealed, damage, words):
     damage(sealed)
     with pytest.raises(bundle.BundleError, match=words):
         bundle.load(sealed)
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{", "[]", '{"format": 1}', '{"format": 1, "config": {"class": 3}}']
+)
+def test_a_foreign_component_is_told(tmp_path, metadata):
+    """As safetensors it is sound."""
+    arrays = {"x": np.zeros(2, np.float32)}
+    safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors", {"musiclm": metadata})
+    with pytest.raises(bundle.BundleError, match=r"x\.safetensors is no MusicLM component"):
+        bundle.load_component(tmp_path, "x")
 
 
 def test_an_unknown_name_lists_what_there_is():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -151,3 +152,17 @@ def test_a_file_that_is_no_text(tmp_path, capsys):
     (tmp_path / "x.gin").write_bytes(b"\xff\xfe\x00")
     assert main.main(["describe", str(tmp_path / "x.gin")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_ast_variant_is_as_the_file_says(tmp_path):
+    """The comment at the top of gin/models/mulan/base.gin, followed to the letter."""
+    base = GIN / "mulan" / "base.gin"
+    comment = " ".join(line.lstrip("# ") for line in base.read_text().splitlines()[:6])
+    bindings = re.findall(r"[\w./]+ = (?:None|@[\w.]+\(\)|\d+)", comment)
+    assert len(bindings) == 3
+    path = tmp_path / "ast.gin"
+    imports = "from __gin__ import dynamic_registration\nfrom musiclm import audio\n"
+    imports += "from musiclm.models import ast\nfrom musiclm.models import mulan\n"
+    path.write_text(imports + f"include '{base}'\n" + "\n".join(bindings))
+    (model,) = describe.describe(path)
+    assert model["parameters"] == pytest.approx(195e6, rel=0.01)

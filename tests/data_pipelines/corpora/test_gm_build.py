@@ -225,6 +225,10 @@ def test_lost_and_late_renderers(tmp_path):
     worker = Worker(job, synth.find_soundfont(), tmp_path, timeout=60)
     try:
         first = worker.make(0)
+        process = worker.pid
+        os.kill(process, signal.SIGINT)  # as Ctrl-C, which is for the parent
+        worker.make(1)
+        assert worker.pid == process
         os.kill(worker.pid, signal.SIGSTOP)  # hangs
         worker._timeout = 0.2
         with pytest.raises(WorkerError, match="twice"):
