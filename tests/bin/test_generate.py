@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -147,6 +148,25 @@ def test_parallel_decoding_without_a_soundstorm(tiny_bundle, tmp_path, capsys):
     expect_one_line(capsys, "the model 'tiny' has no SoundStorm")
     assert generate(tiny_bundle, tmp_path / "out", "piano", "--decoding", "paralel") == 2
     expect_one_line(capsys, "--decoding")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "told"),
+    [
+        ("render", ["flute"], "give fewer prompts, or a smaller --best-of"),
+        ("render", ["--best-of", "2"], "give fewer prompts, or a smaller --best-of"),
+        ("render", [], "take another device, or a smaller --model"),
+        ("__init__", ["flute"], "take another device, or a smaller --model"),
+    ],
+)
+def test_full_memory(tiny_bundle, tmp_path, capsys, monkeypatch, method, more, told):
+    def fill(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr(api.MusicLM, method, fill)
+    assert generate(tiny_bundle, tmp_path / "out", "piano", *more) == 2
+    expect_one_line(capsys, f"memory is full: {told}")
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from musiclm import api, errors
-from musiclm.bin import compilation_cache, staging
+from musiclm.bin import compilation_cache, memory, staging
 
 HELP = "generate music from text"
 EPILOG = """\
@@ -26,6 +26,9 @@ A story tells when each text takes over, in YAML: `0: calm strings`, `15: fast f
 The i-th clip (from 0) takes seed + i. The same seed on the same machine gives the same bytes.
 Files of an earlier run with the same names are replaced.
 """
+
+# Told where not even one clip can be made.
+_NO_ROOM = "memory is full: take another device, or a smaller --model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -224,9 +227,12 @@ def run(args: argparse.Namespace) -> int:
     sampling = _sampling(args)
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
-        model = api.MusicLM.from_pretrained(args.model, int8=args.int8)
+        with memory.telling(_NO_ROOM):
+            model = api.MusicLM.from_pretrained(args.model, int8=args.int8)
         loaded = time.perf_counter()
-        with _Bars() as progress:
+        many = len(request.clips) > 1
+        fewer = "memory is full: give fewer prompts, or a smaller --best-of"
+        with memory.telling(fewer if many else _NO_ROOM), _Bars() as progress:
             clips = model.generate(
                 list(request.prompts),
                 seconds=request.seconds,
