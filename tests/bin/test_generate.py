@@ -117,6 +117,27 @@ def test_int8(tiny_bundle, tmp_path, capsys):
     expect_one_line(capsys, "--int8")
 
 
+def test_melody(melody_bundle, tmp_path, capsys):
+    codes = np.arange(6).reshape(3, 2)
+    np.save(tmp_path / "one.npy", codes)
+    np.save(tmp_path / "two.npy", codes + 1)
+    np.save(tmp_path / "short.npy", codes[:1])
+    for name in ("one", "two"):
+        tune = str(tmp_path / f"{name}.npy")
+        assert generate(melody_bundle, tmp_path / name, "slow piano", "--melody", tune) == 0
+    one, two = ((tmp_path / name / "000.wav").read_bytes() for name in ("one", "two"))
+    assert one != two
+    capsys.readouterr()
+    for argv, told in (
+        (["--melody", str(tmp_path / "short.npy")], "(1, 2): give codes, integers (3, 2)"),
+        (["--melody", str(tmp_path / "no.npy")], "no.npy"),
+        ([], "wants a melody"),
+    ):
+        assert generate(melody_bundle, tmp_path / "out", "slow piano", *argv) == 2
+        expect_one_line(capsys, told)
+        assert not (tmp_path / "out").exists()
+
+
 def test_earlier_files_with_other_names_stay(tiny_bundle, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     (tmp_path / "000.wav").write_text("replace")

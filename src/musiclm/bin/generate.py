@@ -21,6 +21,7 @@ examples:
   musiclm generate "fast flute" --continuation song.flac --seconds 20
   musiclm generate "church organ" --model runs/mini/bundle --temperature-coarse 0.8 --png
   musiclm generate "church organ" --decoding parallel
+  musiclm generate "calm strings" --melody tune.npy --model runs/melody/bundle
 
 A story tells when each text takes over, in YAML: `0: calm strings`, `15: fast flute`, a line each.
 The i-th clip (from 0) takes seed + i. The same seed on the same machine gives the same bytes.
@@ -43,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--continuation",
         metavar="FILE",
         help=f"go on from this sound (wav, flac, mp3 …; {api.MIN_CONTINUED_SECONDS} s or more)",
+    )
+    parser.add_argument(
+        "--melody",
+        metavar="FILE",
+        help="for a model that wants a melody: its integer codes, a .npy file",
     )
     parser.add_argument(
         "--seconds",
@@ -240,6 +246,7 @@ def run(args: argparse.Namespace) -> int:
                 sampling=sampling,
                 story=request.story,
                 continuation=args.continuation,
+                melody=args.melody,
                 best_of=request.best_of,
                 decoding=request.decoding,
                 progress=progress,
