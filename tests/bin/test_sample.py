@@ -440,12 +440,15 @@ def test_full_memory_is_told_with_fewer_rows(
 ):
     import jax
 
-    def compile_up_to(fit, plans, rows):
+    def compile_up_to(fit, failure, plans, rows):
         if rows > fit:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            raise jax.errors.JaxRuntimeError(failure)
 
-    for fit, told in ((3, "add --gin_bindings ROWS=2"), (0, "not even 1 fits")):
-        compile_ = functools.partial(compile_up_to, fit)
+    for fit, failure, told in (
+        (3, "RESOURCE_EXHAUSTED: Out of memory", "add --gin_bindings ROWS=2"),
+        (0, "INTERNAL: YNNPACK operation failed: error", "not even 1 fits"),
+    ):
+        compile_ = functools.partial(compile_up_to, fit, failure)
         monkeypatch.setattr("musiclm.api.MusicLM.compile", lambda _, *args, c=compile_: c(*args))
         argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path, rows=8)
         assert main.main(argv) == 2

@@ -5,13 +5,17 @@ from collections.abc import Iterator
 
 from musiclm import errors
 
+# How programs fail for want of memory. YNNPACK, which multiplies on a CPU, tells only the log that
+# it got no room to work in.
+_SIGNS = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
+
 
 def is_full(error: Exception) -> bool:
     """Whether it tells of too little memory, of a device or of the process."""
     import jax
 
     if isinstance(error, jax.errors.JaxRuntimeError):
-        return "RESOURCE_EXHAUSTED" in str(error)
+        return any(sign in str(error) for sign in _SIGNS)
     return isinstance(error, MemoryError)
 
 
