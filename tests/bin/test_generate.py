@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -116,6 +117,27 @@ def test_int8(tiny_bundle, tmp_path, capsys):
     expect_one_line(capsys, "--int8")
 
 
+def test_melody(melody_bundle, tmp_path, capsys):
+    codes = np.arange(6).reshape(3, 2)
+    np.save(tmp_path / "one.npy", codes)
+    np.save(tmp_path / "two.npy", codes + 1)
+    np.save(tmp_path / "short.npy", codes[:1])
+    for name in ("one", "two"):
+        tune = str(tmp_path / f"{name}.npy")
+        assert generate(melody_bundle, tmp_path / name, "slow piano", "--melody", tune) == 0
+    one, two = ((tmp_path / name / "000.wav").read_bytes() for name in ("one", "two"))
+    assert one != two
+    capsys.readouterr()
+    for argv, told in (
+        (["--melody", str(tmp_path / "short.npy")], "(1, 2): give codes, integers (3, 2)"),
+        (["--melody", str(tmp_path / "no.npy")], "no.npy"),
+        ([], "wants a melody"),
+    ):
+        assert generate(melody_bundle, tmp_path / "out", "slow piano", *argv) == 2
+        expect_one_line(capsys, told)
+        assert not (tmp_path / "out").exists()
+
+
 def test_earlier_files_with_other_names_stay(tiny_bundle, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     (tmp_path / "000.wav").write_text("replace")
@@ -147,6 +169,25 @@ def test_parallel_decoding_without_a_soundstorm(tiny_bundle, tmp_path, capsys):
     expect_one_line(capsys, "the model 'tiny' has no SoundStorm")
     assert generate(tiny_bundle, tmp_path / "out", "piano", "--decoding", "paralel") == 2
     expect_one_line(capsys, "--decoding")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "told"),
+    [
+        ("render", ["flute"], "give fewer prompts, or a smaller --best-of"),
+        ("render", ["--best-of", "2"], "give fewer prompts, or a smaller --best-of"),
+        ("render", [], "take another device, or a smaller --model"),
+        ("__init__", ["flute"], "take another device, or a smaller --model"),
+    ],
+)
+def test_full_memory(tiny_bundle, tmp_path, capsys, monkeypatch, method, more, told):
+    def fill(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr(api.MusicLM, method, fill)
+    assert generate(tiny_bundle, tmp_path / "out", "piano", *more) == 2
+    expect_one_line(capsys, f"memory is full: {told}")
     assert not (tmp_path / "out").exists()
 
 

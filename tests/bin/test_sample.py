@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm import audio, errors
+from musiclm import api, audio, errors
 from musiclm.bin import folders, main, prompts, sample_meter, sampled
+from musiclm.sampler import generate
 
 pytestmark = pytest.mark.slow
 
@@ -439,16 +440,55 @@ def test_full_memory_is_told_with_fewer_rows(
 ):
     import jax
 
-    def compile_up_to(fit, plans, rows):
+    def compile_up_to(fit, failure, plans, rows):
         if rows > fit:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            raise jax.errors.JaxRuntimeError(failure)
 
-    for fit, told in ((3, "2 fit: add --gin_bindings ROWS=2"), (0, "not even 1 fits")):
-        compile_ = functools.partial(compile_up_to, fit)
+    for fit, failure, told in (
+        (3, "RESOURCE_EXHAUSTED: Out of memory", "add --gin_bindings ROWS=2"),
+        (0, "INTERNAL: YNNPACK operation failed: error", "not even 1 fits"),
+    ):
+        compile_ = functools.partial(compile_up_to, fit, failure)
         monkeypatch.setattr("musiclm.api.MusicLM.compile", lambda _, *args, c=compile_: c(*args))
         argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path, rows=8)
         assert main.main(argv) == 2
         assert f"rows is 8, and memory is full: {told}" in capsys.readouterr().err
+
+
+def fill_memory(*_, **__):
+    import jax
+
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+
+def test_full_memory_beside_the_stages_loses_nothing(
+    tiny_bundle, folder, tmp_path, capsys, monkeypatch
+):
+    """In the codec in the second round, in w2v-BERT, and then where the bandwidth is measured."""
+    write(folder / "three.jsonl", [LINES[0], LINES[1], LINES[5]])
+    argv = command(tiny_bundle, folder / "three.jsonl", tmp_path, lines_a_round=1)
+    decode = generate.Chain.decode
+
+    def decode_short(chain, plan, codes_TQ):
+        return (decode if plan.clip.seconds < 1 else fill_memory)(chain, plan, codes_TQ)
+
+    for kind, method, full, done in (
+        (generate.Chain, "decode", decode_short, [1]),
+        (api.MusicLM, "read_continuation", fill_memory, [1, 2]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, method, full)
+            assert main.main(argv) == 2
+        told = "rows is 2, and memory is full: add --gin_bindings ROWS=1 and start again"
+        assert told in capsys.readouterr().err.splitlines()[-1]
+        assert [record["line"] for record in manifest(tmp_path)] == done
+    assert not (tmp_path / "rejected.jsonl").exists()
+    monkeypatch.setattr(sample_meter, "read_bytes_per_second", fill_memory)
+    assert main.main(argv) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["clips"], summary["there_already"]) == (1, 2)
+    assert summary["bandwidth_bound_share"] == {}
+    assert [record["line"] for record in manifest(tmp_path)] == [1, 2, 3]
 
 
 def add(folder, number, digest):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from musiclm import api, errors
-from musiclm.bin import compilation_cache, staging
+from musiclm.bin import compilation_cache, memory, staging
 
 HELP = "generate music from text"
 EPILOG = """\
@@ -21,11 +21,15 @@ examples:
   musiclm generate "fast flute" --continuation song.flac --seconds 20
   musiclm generate "church organ" --model runs/mini/bundle --temperature-coarse 0.8 --png
   musiclm generate "church organ" --decoding parallel
+  musiclm generate "calm strings" --melody tune.npy --model runs/melody/bundle
 
 A story tells when each text takes over, in YAML: `0: calm strings`, `15: fast flute`, a line each.
 The i-th clip (from 0) takes seed + i. The same seed on the same machine gives the same bytes.
 Files of an earlier run with the same names are replaced.
 """
+
+# Told where not even one clip can be made.
+_NO_ROOM = "memory is full: take another device, or a smaller --model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--continuation",
         metavar="FILE",
         help=f"go on from this sound (wav, flac, mp3 …; {api.MIN_CONTINUED_SECONDS} s or more)",
+    )
+    parser.add_argument(
+        "--melody",
+        metavar="FILE",
+        help="for a model that wants a melody: its integer codes, a .npy file",
     )
     parser.add_argument(
         "--seconds",
@@ -224,9 +233,12 @@ def run(args: argparse.Namespace) -> int:
     sampling = _sampling(args)
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
-        model = api.MusicLM.from_pretrained(args.model, int8=args.int8)
+        with memory.telling(_NO_ROOM):
+            model = api.MusicLM.from_pretrained(args.model, int8=args.int8)
         loaded = time.perf_counter()
-        with _Bars() as progress:
+        many = len(request.clips) > 1
+        fewer = "memory is full: give fewer prompts, or a smaller --best-of"
+        with memory.telling(fewer if many else _NO_ROOM), _Bars() as progress:
             clips = model.generate(
                 list(request.prompts),
                 seconds=request.seconds,
@@ -234,6 +246,7 @@ def run(args: argparse.Namespace) -> int:
                 sampling=sampling,
                 story=request.story,
                 continuation=args.continuation,
+                melody=args.melody,
                 best_of=request.best_of,
                 decoding=request.decoding,
                 progress=progress,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from musiclm import api, errors, exit_codes
-from musiclm.bin import compilation_cache, configuration, prompts, sample_meter, sampled
+from musiclm.bin import compilation_cache, configuration, memory, prompts, sample_meter, sampled
 
 if TYPE_CHECKING:
     from musiclm.sampler.generate import Plan
@@ -101,7 +101,7 @@ def sample(
       seconds, seed, sampling, decoding, best_of: of lines that do not say their own.
 
     Raises:
-      UserError: a setting, the model or a folder can't be used.
+      UserError: a setting, the model or a folder can't be used, or memory is full.
     """
     for name, value in (("rows", rows), ("lines_a_round", lines_a_round)):
         if value < 1:
@@ -111,11 +111,12 @@ def sample(
 
     process, num_processes = jax.process_index(), jax.process_count()
     output = sampled.Folder(out, process, num_processes)
-    loaded = api.MusicLM.from_pretrained(model, rows=rows, int8=int8)
     values = (seconds, seed, sampling or {}, decoding, best_of)
     defaults = dict(zip(prompts.DEFAULTS, values, strict=True))
-    melody = None if loaded.melody_shape is None else np.zeros(loaded.melody_shape, np.int32)
-    loaded.plans("defaults", **defaults, melody=melody)  # a mistake in them is no line's
+    with memory.telling("memory is full: take another device or model"):
+        loaded = api.MusicLM.from_pretrained(model, rows=rows, int8=int8)
+        melody = None if loaded.melody_shape is None else np.zeros(loaded.melody_shape, np.int32)
+        loaded.plans("defaults", **defaults, melody=melody)  # a mistake in them is no line's
     jobs, there = [], 0
     for number, text in enumerate(texts, start=1):
         if not text.strip() or (number - 1) % num_processes != process:
@@ -129,12 +130,8 @@ def sample(
                 jobs.append((number, line, digest))
     with sample_meter.Meter(sum(line.seconds for _, line, _ in jobs)) as meter:
         for first in range(0, len(jobs), lines_a_round):
-            planned = []
-            for number, line, digest in jobs[first : first + lines_a_round]:
-                with output.rejecting(number):
-                    plans = loaded.plans(**vars(line))
-                    planned.append((number, line, digest, plans))
-            _round(loaded, output, planned, meter)
+            with memory.telling(_full(rows, rows // 2)):
+                _round(loaded, output, jobs[first : first + lines_a_round], meter)
     summary = {"clips": meter.clips, "there_already": there, "rejected": output.num_rejected}
     summary |= meter.summary(loaded.bytes_read)
     _report(output.close(summary), summary)
@@ -143,10 +140,14 @@ def sample(
 def _round(
     model: api.MusicLM,
     output: sampled.Folder,
-    planned: Sequence[tuple[int, prompts.Line, str, Sequence["Plan"]]],
+    jobs: Sequence[tuple[int, prompts.Line, str]],
     meter: sample_meter.Meter,
 ) -> None:
     """Makes some clips together and writes each as soon as it is there."""
+    planned = []
+    for number, line, digest in jobs:
+        with output.rejecting(number):
+            planned.append((number, line, digest, model.plans(**vars(line))))
     plans = [plan for *_, candidates in planned for plan in candidates]
     _compile(model, plans)
     stages = {stage for plan in plans for stage in plan.clip.stages}
@@ -164,25 +165,28 @@ def _round(
 
 def _compile(model: api.MusicLM, plans: Sequence["Plan"]) -> None:
     """Compiles ahead, and tells how many rows fit where the memory is not enough."""
-    import jax
-
     rows = model.rows
     while rows:
         try:
             model.compile(plans, rows)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except Exception as error:
+            if not memory.is_full(error):
                 raise
             rows //= 2
             continue
         break
     if rows < model.rows:
-        mend = (
-            f"{rows} fit: add --gin_bindings ROWS={rows} and start again, what is done stays"
-            if rows
-            else "not even 1 fits: take another device or model"
-        )
-        raise errors.UserError(f"rows is {model.rows}, and memory is full: {mend}")
+        raise errors.UserError(_full(model.rows, rows))
+
+
+def _full(rows: int, fewer: int) -> str:
+    """Says that memory is full with so many rows, and with how many to start again."""
+    mend = (
+        f"add --gin_bindings ROWS={fewer} and start again, what is done stays"
+        if fewer
+        else "not even 1 fits: take another device or model"
+    )
+    return f"rows is {rows}, and memory is full: {mend}"
 
 
 def _report(path: pathlib.Path, summary: Mapping[str, Any]) -> None:

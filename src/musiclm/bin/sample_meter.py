@@ -64,14 +64,20 @@ class Meter:
 
         Loading and compiling the stages are no such work; decoding and writing sound are. The share
         of the bandwidth bound is the time that what a stage had to read takes at least, in the time
-        that it took; above 1 where caches hold it.
+        that it took; above 1 where caches hold it, and left out where the bandwidth can't be
+        measured, such as for want of memory.
 
         Args:
           bytes_read: by stage, see `api.MusicLM.bytes_read`.
         """
-        memory = _peak_memory()
+        import jax
+
+        peak = _peak_memory()
         read = {stage: count for stage, count in bytes_read.items() if self._tokens[stage]}
-        bandwidth = read and read_bytes_per_second()
+        try:
+            bandwidth = read and read_bytes_per_second()
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            read = {}  # what the job made is worth more than this number
         return {
             "music_seconds": round(self._made, 3),
             "generating_seconds": round(self._working, 3),
@@ -85,7 +91,7 @@ class Meter:
                 stage: round(count / bandwidth / self._times[stage], 3)
                 for stage, count in read.items()
             },
-            "peak_memory_bytes": memory,
+            "peak_memory_bytes": peak,
         }
 
     def _to(self, seconds: float) -> None:

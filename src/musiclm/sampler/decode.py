@@ -73,6 +73,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices), (ROWS,), axis_types=(AxisType.Auto,))
 
 
+def fetch(array: jax.Array) -> np.ndarray:
+    """A program's result on the host; every result is to come this way.
+
+    Raises:
+      JaxRuntimeError: the program failed, such as for want of memory.
+    """
+    # Programs run on after their call, and fail later. On a CPU `int()` or `np.asarray` of what a
+    # failed one should have made can wait for ever, deaf to Ctrl-C; this raises what went wrong.
+    return np.asarray(jax.block_until_ready(array))
+
+
 def unroll(
     config: TokenLMConfig, params: Mapping[str, Any], *, int8_weights: bool = False
 ) -> dict[str, Any]:
@@ -233,7 +244,7 @@ def advance(
       num_tokens: how many, at most as many as the sequence has left.
       rows, filtered: how; see `logits.sample`.
     """
-    known = int(state.known)
+    known = int(fetch(state.known))
     stop = known + num_tokens
     while known < stop:
         # Up to `span` tokens may be known while reading so much of the cache.
@@ -257,14 +268,19 @@ def compile_spans(
     *,
     filtered: bool,
 ) -> None:
-    """Compiles what `advance` needs from a state on, which is used up; no step is taken."""
-    known = int(state.known)
+    """Compiles what `advance` needs from a state on, which is used up; no step is taken.
+
+    Raises:
+      JaxRuntimeError: one of the programs failed; see `fetch`.
+    """
+    known = int(fetch(state.known))
     while known < config.layout.sequence_length:
         span, nowhere = _span(config, mesh, known), jnp.int32(0)
         state = decode_until(
             config, mesh, span, filtered, weights, state, keys_B, given_B, nowhere, rows
         )
         known = span + 1
+    fetch(state.known)  # else the last one's failure would be told by whoever comes next
 
 
 def bytes_read(

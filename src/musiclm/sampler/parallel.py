@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from musiclm.models import soundstorm
 from musiclm.models.soundstorm import SoundStorm, SoundStormConfig
 from musiclm.sampler import logits
-from musiclm.sampler.decode import ROWS, make_mesh
+from musiclm.sampler.decode import ROWS, fetch, make_mesh
 from musiclm.sampler.logits import Sampling
 
 # Passes over each of the first levels; the others take one.
@@ -188,7 +188,7 @@ class ParallelStage:
         rows = logits.by_row(samplings)
         by_rows = jax.device_put((prefix_BP, codes_BTQ, given_B, keys_B, rows), self._by_rows)
         static = (self.config, self._mesh, self._iterations, guided, filtered)
-        return np.asarray(decode(*static, self._params, *by_rows))
+        return fetch(decode(*static, self._params, *by_rows))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

@@ -156,7 +156,7 @@ class Stage:
             int8_cache=self._int8_cache,
         )
         # Each device has its own rows first; those with the null condition follow.
-        ids_DGS = np.asarray(state.ids_GS).reshape(self.num_devices, -1, layout.sequence_length)
+        ids_DGS = decode.fetch(state.ids_GS).reshape(self.num_devices, -1, layout.sequence_length)
         ids_BS = ids_DGS[:, : num_rows // self.num_devices].reshape(num_rows, -1)
         stop = first + num_frames * layout.target_levels
         return layout.unflatten_target(ids_BS[:, first:stop])
