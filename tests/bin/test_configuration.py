@@ -26,6 +26,9 @@ MACROS = [f"{name}='x'" for name in ("TRAIN", "VALIDATION", "TOKENIZERS", "WORKD
         (["loop.train.batch_size=True"], "batch_size is True: give a whole number"),
         (["optim.OptimizerConfig.learning_rat=1"], "'learning_rat'"),
         (["optim.OptimizerConfig.schedule=3"], "schedule is 3: give a string"),
+        (["loop.train.profile_steps=5"], "profile_steps is 5: give tuple[int, int] or None"),
+        (["loop.train.mesh=8"], "mesh is 8: give MeshConfig or None"),
+        (["loop.train.dataset='x'"], "dataset is 'x': give Callable[..., Iterator["),
         (["WORKDIR='gs://b/runs'"], "WORKDIR is 'gs://b/runs', which is no path: mount gs://b ("),
         (["junk"], "parse"),
     ],
@@ -69,6 +72,11 @@ def test_a_value_that_is_refused_is_told_in_one_line(bindings, told, monkeypatch
 def test_a_missing_file_is_named():
     with pytest.raises(errors.UserError, match=r"'no/such.gin'"):
         configuration.parse(["no/such.gin"])
+
+
+@pytest.mark.parametrize("value", ["(5, 8)", "None"])
+def test_a_value_of_one_of_several_types_is_taken(value):
+    configuration.parse([str(FILE)], [*MACROS, f"loop.train.profile_steps={value}"])
 
 
 def test_which_functions_are_bound():

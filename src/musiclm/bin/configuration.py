@@ -274,13 +274,20 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value may stand for a hint; of what is not plain on either side, True."""
+    """Whether a plain value may stand for a hint; of a value that is not plain, True."""
     if not (value is None or type(value) in _PLAIN):
         return True
-    options = _options(hint)
-    if not all(option is type(None) or option in _PLAIN for option in options):
+    return any(_takes(option, value) for option in _options(hint))
+
+
+def _takes(option: Any, value: Any) -> bool:
+    """Whether a plain value is of one type of a hint; True where Python can't tell."""
+    if option in _PLAIN:
+        return type(value) is option or (type(value) is int and option is float)
+    try:
+        return isinstance(value, typing.get_origin(option) or option)
+    except TypeError:  # Any, literals, protocols
         return True
-    return type(value) in options or (type(value) is int and float in options)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -291,4 +298,11 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 def _told(hint: Any) -> str:
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    return " or ".join(names.get(option, "None") for option in _options(hint))
+    names[type(None)] = "None"
+    return " or ".join(names.get(option) or _type_name(option) for option in _options(hint))
+
+
+def _type_name(option: Any) -> str:
+    """`tuple[int, int]`, `MeshConfig`: without modules."""
+    told = repr(option) if typing.get_origin(option) else option.__name__
+    return re.sub(r"(\w+\.)+(?=\w)", "", told)
