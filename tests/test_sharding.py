@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from musiclm import sharding
+from musiclm import errors, sharding
 from musiclm.training import optim
 
 
@@ -124,11 +124,12 @@ def test_hosts_that_share_a_part_of_their_rows_are_refused():
 
 def test_slices_are_the_outermost_part_of_data():
     # Numbered across the slices, as processes may be.
-    devices = [Device(id=i, slice_index=i % 2) for i in range(8)]
+    devices = [tpu(i, i % 2, (i // 4, i // 2 % 2, 0)) for i in range(8)]
     mesh = sharding.MeshConfig(fsdp=2).make(devices)
     assert [d.slice_index for d in mesh.devices.ravel()] == [0] * 4 + [1] * 4
     assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
-    mesh = sharding.MeshConfig(fsdp=2, slices=4).make(devices)
+    cpus = [Device(id=i) for i in range(8)]
+    mesh = sharding.MeshConfig(fsdp=2, slices=4).make(cpus)
     assert [d.id for d in mesh.devices.ravel()] == list(range(8))
     with pytest.raises(ValueError, match=r"data is 1 for 2 slices: give a multiple of 2"):
         sharding.MeshConfig(fsdp=8).make(devices)
@@ -150,3 +151,32 @@ def test_a_single_row_is_left_whole():
 
 def test_without_a_mesh_shard_map_does_nothing():
     assert sharding.shard_map(abs, in_specs=[P()], out_specs=P()) is abs
+
+
+def tpu(index, slice_index, coords):
+    return Device(id=index, platform="tpu", slice_index=slice_index, coords=coords, core_on_chip=0)
+
+
+def test_fsdp_reaches_over_machines_of_gpus_and_not_over_slices_of_tpus():
+    gpus = [Device(id=i, platform="gpu", slice_index=i // 8) for i in range(64)]
+    mesh = sharding.MeshConfig(fsdp=16).make(gpus)
+    assert mesh.shape == {"data": 4, "fsdp": 16, "tensor": 1}
+    assert [d.id for d in mesh.devices.ravel()] == list(range(64))
+    tpus = [tpu(i, i // 8, (i // 4 % 2, i // 2 % 2, i % 2)) for i in range(64)]
+    with pytest.raises(ValueError, match=r"data is 4 for 8 slices"):
+        sharding.MeshConfig(fsdp=16).make(tpus)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"fsdp": 0}, r"MeshConfig.fsdp is 0: give 1 or more, or -1"),
+        ({"data": 0}, r"MeshConfig.data is 0: give 1 or more, or -1"),
+        ({"tensor": -2}, r"MeshConfig.tensor is -2: give 1 or more, or -1"),
+        ({"tensor": -1}, r"'tensor': -1} has several -1: give all axes but one a size"),
+        ({"slices": 0}, r"MeshConfig.slices is 0: give 1 or more, or None"),
+    ],
+)
+def test_sizes_of_no_mesh_are_told_at_once(sizes, told):
+    with pytest.raises(errors.UserError, match=told):
+        sharding.MeshConfig(**sizes)

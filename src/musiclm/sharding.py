@@ -46,14 +46,31 @@ class MeshConfig:
         part: what it sends a step, a sum of gradients, is the least.
       fsdp: devices that share one copy of the state; each gathers a layer when it computes it.
       tensor: devices that share each layer's heads and hidden units.
-      slices: that the devices form. None asks the devices; those of a CPU know nothing and can be
-        cut into any number.
+      slices: that the devices form. None asks the devices: TPUs know, all others are one slice.
+        Those of a CPU can be cut into any number.
+
+    Raises:
+      UserError: a size is neither -1 nor 1 or more, or several are -1.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     slices: int | None = None
+
+    def __post_init__(self):
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        for axis, size in sizes.items():
+            if size < 1 and size != -1:
+                raise errors.UserError(
+                    f"MeshConfig.{axis} is {size}: give 1 or more, or -1 for what the others leave"
+                )
+        if list(sizes.values()).count(-1) > 1:
+            raise errors.UserError(
+                f"MeshConfig {sizes} has several -1: give all axes but one a size"
+            )
+        if self.slices is not None and self.slices < 1:
+            raise errors.UserError(f"MeshConfig.slices is {self.slices}: give 1 or more, or None")
 
     def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh over the given devices (all, by default), with Auto axes.
@@ -81,9 +98,11 @@ class MeshConfig:
         if self.slices is None:
             slices = collections.defaultdict(list)
             for device in devices:
-                slices[getattr(device, "slice_index", None) or 0].append(device)
+                # GPUs have an index as well, of their machine, and fsdp may reach over machines.
+                index = getattr(device, "slice_index", None) if device.platform == "tpu" else None
+                slices[index or 0].append(device)
             return [slices[index] for index in sorted(slices)]
-        if self.slices < 1 or len(devices) % self.slices:
+        if len(devices) % self.slices:
             raise errors.UserError(
                 f"MeshConfig.slices is {self.slices} for {len(devices)} devices: give a divisor"
             )
@@ -92,10 +111,6 @@ class MeshConfig:
 
     def _sizes(self, num_devices: int) -> list[int]:
         sizes = [self.data, self.fsdp, self.tensor]
-        if sizes.count(-1) > 1:
-            raise errors.UserError(
-                f"MeshConfig {sizes} has several -1: give all axes but one a size"
-            )
         known = math.prod(size for size in sizes if size != -1)
         if -1 in sizes and num_devices % known == 0:
             sizes[sizes.index(-1)] = num_devices // known

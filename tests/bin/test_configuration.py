@@ -19,6 +19,14 @@ MACROS = [f"{name}='x'" for name in ("TRAIN", "VALIDATION", "TOKENIZERS", "WORKD
     ("bindings", "told"),
     [
         (["TRIAN='x'"], "the macro TRIAN is set, and nothing uses it: did you mean TRAIN?"),
+        (
+            ["validaton/batches.token_sequences.split='test'"],
+            "the scope validaton is set, and nothing uses it: did you mean validation?",
+        ),
+        (
+            ["validation/x/batches.token_sequences.split='test'"],
+            "the scope validation/x is set, and nothing uses it: did you mean validation?",
+        ),
         (["loop.train.num_step=3"], "'num_step'"),
         (["NUM_STEPS='3'"], "num_steps is '3': give a whole number"),
         (["loop.train.num_steps=3.5"], "num_steps is 3.5: give a whole number"),
@@ -26,6 +34,9 @@ MACROS = [f"{name}='x'" for name in ("TRAIN", "VALIDATION", "TOKENIZERS", "WORKD
         (["loop.train.batch_size=True"], "batch_size is True: give a whole number"),
         (["optim.OptimizerConfig.learning_rat=1"], "'learning_rat'"),
         (["optim.OptimizerConfig.schedule=3"], "schedule is 3: give a string"),
+        (["loop.train.profile_steps=5"], "profile_steps is 5: give tuple[int, int] or None"),
+        (["loop.train.mesh=8"], "mesh is 8: give MeshConfig or None"),
+        (["loop.train.dataset='x'"], "dataset is 'x': give Callable[..., Iterator["),
         (["WORKDIR='gs://b/runs'"], "WORKDIR is 'gs://b/runs', which is no path: mount gs://b ("),
         (["junk"], "parse"),
     ],
@@ -71,6 +82,30 @@ def test_a_missing_file_is_named():
         configuration.parse(["no/such.gin"])
 
 
+@pytest.mark.parametrize("value", ["(5, 8)", "None"])
+def test_a_value_of_one_of_several_types_is_taken(value):
+    configuration.parse([str(FILE)], [*MACROS, f"loop.train.profile_steps={value}"])
+
+
+@pytest.mark.parametrize(
+    "bindings",
+    [
+        # The file binds in the scope of what is taken away here.
+        ["loop.train.eval_dataset=None"],
+        # An outer scope's bindings hold in those inside.
+        [
+            "loop.train.eval_dataset=@outer/inner/batches.token_sequences",
+            "outer/batches.token_sequences.split='test'",
+            "outer/inner/batches.token_sequences.conditioning='text'",
+        ],
+        # As a study's overrides do.
+        ["loop.train.data='x = @late/f()'", "late/batches.token_sequences.split='test'"],
+    ],
+)
+def test_scopes_that_something_refers_to_are_taken(bindings):
+    configuration.parse([str(FILE)], [*MACROS, *bindings])
+
+
 def test_which_functions_are_bound():
     configuration.parse([str(FILE)], whole=False)
     assert configuration.binds("musiclm.training.loop:train")
@@ -80,7 +115,7 @@ def test_which_functions_are_bound():
 
 def test_what_decides_a_run_is_described():
     """Scopes, macros and defaults show as what they come to; what is not used does not show."""
-    unused = "nobody/transformer.TransformerConfig.dropout = 0.9"
+    unused = "validation/transformer.TransformerConfig.dropout = 0.9"
     configuration.parse([str(FILE)], [*MACROS, "NUM_STEPS = 7", unused])
     run = configuration.described(loop.train)
     assert run["calls"] == "musiclm.training.loop.train"

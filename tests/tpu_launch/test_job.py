@@ -1,5 +1,6 @@
 """A job's description says what is wrong with it, on one line, before any cluster is asked."""
 
+import argparse
 import ast
 import itertools
 import pathlib
@@ -73,9 +74,18 @@ def test_buckets_are_mounted_before_the_command_takes_the_shells_place(
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_load_and_name_gin_files_that_are_there(path):
-    for file in job_lib.load(path).model.gin_files:
-        assert (path.parents[2] / file).is_file()
+def test_examples_load_and_name_runs_that_can_be_made(path):
+    """With the files and bindings of their own command."""
+    from musiclm.bin import configuration
+    from musiclm.training import loop
+
+    parser = argparse.ArgumentParser()
+    configuration.add_arguments(parser)
+    _, _, *arguments, _ = job_lib.load(path).command
+    args = parser.parse_args(arguments)
+    configuration.parse([str(path.parents[2] / file) for file in args.gin_file], args.gin_bindings)
+    run = configuration.resolve_some(loop.train, ("task", "mesh", "batch_size"))
+    assert {"task", "batch_size"} <= set(run)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def parse(
 
     Raises:
       UserError: a file or binding can't be read, a macro is set that nothing uses or used and not
-        set, or names a bucket, or a plain value is not of its parameter's type.
+        set, or names a bucket, something is bound in a scope that nothing uses, or a plain value
+        is not of its parameter's type.
     """
     import gin
 
@@ -57,10 +58,11 @@ def parse(
                 gin.add_config_file_search_path(str(parent.parent))
                 break
     with mistakes_told():
-        gin.parse_config_files_and_bindings(
+        read = gin.parse_config_files_and_bindings(
             list(gin_files), list(gin_bindings), finalize_config=whole
         )
     _check_macros()
+    _check_scopes([*_texts(read), *gin_bindings])
     _check_places()
     _check_types()
 
@@ -231,12 +233,44 @@ def _check_macros() -> None:
         for scope, selector in map(_key, config.iterate_references(config._CONFIG))
         if selector == "gin.macro"
     }
-    macros = set(_macros())
-    if strangers := sorted(macros - used):
+    _refuse_unused("macro", set(_macros()), used)
+
+
+def _check_scopes(texts: Iterable[str]) -> None:
+    """Holds scopes that are bound in against all that the texts refer to.
+
+    Texts, since what refers to a scope may stand in a study's overrides, or give way to a later
+    binding: a run without its `eval_dataset` still has a file that binds in the scope of one.
+    """
+    from gin import config
+
+    used = {scope for text in texts for scope in re.findall(r"@([\w./]+)/", text)}
+    bound = {scope for scope, selector in config._CONFIG if scope and selector != "gin.macro"}
+    # What is bound in a scope holds in all scopes inside it.
+    used |= {scope for scope in bound if any(inner.startswith(f"{scope}/") for inner in used)}
+    _refuse_unused("scope", bound, used)
+
+
+def _texts(read: Iterable[Any]) -> Iterator[str]:
+    """The texts of files that gin tells it has read, and of those that they include."""
+    from gin import config
+
+    for file in read:
+        yield from _texts(file.includes)
+        places = (pathlib.Path(prefix, file.filename) for prefix in config._LOCATION_PREFIXES)
+        yield next(place for place in places if place.is_file()).read_text()
+
+
+def _refuse_unused(what: str, names: set[str], used: set[str]) -> None:
+    if strangers := sorted(names - used):
         name = strangers[0]
-        near = difflib.get_close_matches(name, used - macros or used, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"those used are {', '.join(sorted(used))}"
-        raise errors.UserError(f"the macro {name} is set, and nothing uses it: {hint}")
+        near = [
+            *difflib.get_close_matches(name, used - names, n=1),
+            *difflib.get_close_matches(name, used, n=1),
+        ]
+        known = f"those used are {', '.join(sorted(used))}" if used else "take it out"
+        hint = f"did you mean {near[0]}?" if near else known
+        raise errors.UserError(f"the {what} {name} is set, and nothing uses it: {hint}")
 
 
 def _check_places() -> None:
@@ -274,13 +308,20 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value may stand for a hint; of what is not plain on either side, True."""
+    """Whether a plain value may stand for a hint; of a value that is not plain, True."""
     if not (value is None or type(value) in _PLAIN):
         return True
-    options = _options(hint)
-    if not all(option is type(None) or option in _PLAIN for option in options):
+    return any(_takes(option, value) for option in _options(hint))
+
+
+def _takes(option: Any, value: Any) -> bool:
+    """Whether a plain value is of one type of a hint; True where Python can't tell."""
+    if option in _PLAIN:
+        return type(value) is option or (type(value) is int and option is float)
+    try:
+        return isinstance(value, typing.get_origin(option) or option)
+    except TypeError:  # Any, literals, protocols
         return True
-    return type(value) in options or (type(value) is int and float in options)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -291,4 +332,11 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 def _told(hint: Any) -> str:
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    return " or ".join(names.get(option, "None") for option in _options(hint))
+    names[type(None)] = "None"
+    return " or ".join(names.get(option) or _type_name(option) for option in _options(hint))
+
+
+def _type_name(option: Any) -> str:
+    """`tuple[int, int]`, `MeshConfig`: without modules."""
+    told = repr(option) if typing.get_origin(option) else option.__name__
+    return re.sub(r"(\w+\.)+(?=\w)", "", told)

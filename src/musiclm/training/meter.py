@@ -13,8 +13,9 @@ class Meter:
     """Measures a run, restarts included.
 
     Goodput is the time of the steps that the state has behind it, over all the time since the run
-    was first started: compiling, saving, steps that a kill undid, and waiting for a machine lower
-    it.
+    was first started: waiting for data, evaluating, saving, steps that a kill undid, and waiting
+    for a machine and compiling again lower it. Of the time that is spent on a step's data none
+    counts, though devices may be at work on the step before: goodput is not overstated.
     """
 
     def __init__(self, built: program.Program, *, started: float | None, productive_seconds: float):
@@ -38,14 +39,14 @@ class Meter:
 
     @contextlib.contextmanager
     def measure(self, what: str) -> Iterator[None]:
-        """Books the time within under "data_wait", "step" or "checkpoint"."""
+        """Books the time within under "data_wait", "step" or "checkpoint"; steps are goodput."""
         start = time.perf_counter()
         try:
             yield
         finally:
             spent = time.perf_counter() - start
             self._spent[what] += spent
-            if what != "checkpoint":
+            if what == "step":
                 self._productive += spent
 
     def facts(self) -> dict[str, float]:
