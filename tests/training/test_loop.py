@@ -8,6 +8,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from musiclm import bundle, errors
@@ -158,6 +159,26 @@ def test_nan_stops_the_run_and_the_checkpoint_is_from_before(
     state = run(tmp_path)
     assert int(state.step) == 50
     assert np.isfinite(state.params["w"]).all()
+
+
+def test_who_is_asked_to_stop_says_saved_only_of_what_is_written(tmp_path, monkeypatch):
+    write = ocp.AsyncCheckpointer.wait_until_finished
+    monkeypatch.setattr(interruption.StopRequest, "reached", lambda _, step: step == 17)
+    with pytest.raises(interruption.Preempted, match="saved at step 17 of 50"):
+        run(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "17"]
+
+    full = iter([OSError("No space left on device")])
+
+    def fail_once_at_17(self):
+        write(self)
+        if (tmp_path / "full" / "checkpoints" / "17").exists():
+            for error in full:
+                raise error
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", fail_once_at_17)
+    with pytest.raises(errors.UserError, match=r"17 could not be written .*No space left"):
+        run(tmp_path / "full")
 
 
 def test_a_breach_needs_patience():

@@ -78,7 +78,8 @@ def train(
       The final state; with `check_only` its shapes.
 
     Raises:
-      UserError: the mesh, the batch, the data, the checkpoint or `keep_best` don't fit.
+      UserError: the mesh, the batch, the data, the checkpoint or `keep_best` don't fit; or a
+        checkpoint could not be written.
       interruption.Preempted: SIGTERM came; the state is saved.
       health.HealthError: a figure left its bounds, or the state is not finite. The newest
         checkpoint is from before.
@@ -189,6 +190,8 @@ def train(
                         checkpoints.save(count, state, facts=facts, metrics=evaluated)
                     watchdog.beat()
                 if stopping and count < num_steps:
+                    # Until it is written nobody may say so.
+                    checkpoints.finish()
                     raise interruption.Preempted(f"saved at step {count} of {num_steps}")
         export(task, state, devices, component)
     return state
