@@ -101,6 +101,27 @@ def test_a_frozen_process_ends_the_job(start):
 
 
 @pytest.mark.parametrize(
+    ("binding", "code", "told"),
+    [
+        ("tiny_job.rows.dim=8", exit_codes.CONFIGURATION, "musiclm: error: batch['x'] has"),
+        ("tiny_job.rows.fails_at=7", exit_codes.FAULT, "RuntimeError: row 7 can't be read"),
+    ],
+)
+def test_a_process_that_fails_ends_with_its_own_code_while_others_wait(start, binding, code, told):
+    """At the barrier before the first step, or in a later one's collective."""
+    job = start("alone", bindings_of_last=[binding])
+    assert job.processes[1].wait(60) == code
+    assert job.stderr(1).splitlines()[-1].startswith(told)
+    assert "stood still" not in job.stderr(0)
+    job.kill()
+
+
+def test_where_all_fail_alike_each_ends_with_its_code(start):
+    job = start("alike", bindings=["tiny_job.rows.dim=8"])
+    assert job.wait(60) == [exit_codes.CONFIGURATION] * 2
+
+
+@pytest.mark.parametrize(
     ("bindings", "told"),
     [
         (["FSDP=3"], "does not divide"),

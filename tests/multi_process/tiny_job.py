@@ -63,11 +63,23 @@ class Perceptron:
         return ()
 
 
-def rows(*, seed, batch_size, start_step, host, num_hosts, seconds_a_step=0.0, dim=DIM):
+def rows(
+    *,
+    seed,
+    batch_size,
+    start_step,
+    host,
+    num_hosts,
+    seconds_a_step=0.0,
+    dim=DIM,
+    fails_at=None,
+):
     """A host's rows of each batch, at a pace at which a test can get between."""
     own = batch_size // num_hosts
     step = start_step
     while True:
+        if step == fails_at:
+            raise RuntimeError(f"row {step} can't be read")
         numbers = step * batch_size + host * own + np.arange(own)
         x = np.stack([np.random.default_rng((seed, n)).normal(size=dim) for n in numbers])
         time.sleep(seconds_a_step)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from musiclm import exit_codes
+from musiclm import errors, exit_codes
 from musiclm.bin import compilation_cache, configuration
 
 MISTAKE = exit_codes.CONFIGURATION
@@ -53,8 +53,14 @@ def run(args: argparse.Namespace) -> int:
         with configuration.told_without_gin():
             loop.train(**configuration.resolve(loop.train), check_only=args.check)
 
-    code = told(train)
-    if args.check:
+    try:
+        code = told(train)
+    except BaseException as error:
+        processes.fail_alone(_code(error))
+        raise
+    if code == exit_codes.UNHEALTHY:
+        processes.fail_alone(code)
+    if args.check and code == exit_codes.DONE:
         print("musiclm: configuration, data and checkpoints are in order")
     return code
 
@@ -74,3 +80,12 @@ def told(train: Callable[[], None]) -> int:
             return exit_codes.UNHEALTHY
         raise
     return exit_codes.DONE
+
+
+def _code(error: BaseException) -> int:
+    """What the process ends with after an error that `told` lets through; see `main`."""
+    if isinstance(error, errors.UserError):
+        return MISTAKE
+    if isinstance(error, KeyboardInterrupt):
+        return exit_codes.INTERRUPTED
+    return exit_codes.FAULT
