@@ -54,6 +54,13 @@ class Job:
             assert time.monotonic() < deadline, self.stderr(0)
             time.sleep(0.05)
 
+    def wait_until_told(self, line, index=0, timeout=60) -> None:
+        """Returns once a process has written a line to stderr."""
+        deadline = time.monotonic() + timeout
+        while line not in self.stderr(index).splitlines():
+            assert time.monotonic() < deadline, self.stderr(index)
+            time.sleep(0.05)
+
     def stderr(self, index) -> str:
         return (self.workdir.parent / f"{self.workdir.name}.{index}.stderr").read_text()
 

@@ -88,6 +88,15 @@ def test_one_process_alone_saves_when_asked_to(start):
     assert f"saved at step {max(job.losses())} of 60" in job.stderr(0)
 
 
+def test_one_process_that_is_asked_before_its_first_step_has_nothing_to_save(start):
+    job = start("early", processes=1, bindings=["tiny_job.rows.seconds_to_open=3.0"])
+    job.wait_until_told("opened")
+    job.processes[0].send_signal(signal.SIGTERM)
+    assert job.wait(30) == [exit_codes.PREEMPTED]
+    assert "before a step was taken, so there is nothing to save" in job.stderr(0)
+    assert not (job.workdir / "checkpoints").exists()
+
+
 def test_a_frozen_process_ends_the_job(start):
     """The watchdog of the other tells where it stood."""
     job = start("frozen", PACE=0.1, bindings=["loop.train.stall_seconds=10.0"])

@@ -1,6 +1,7 @@
 """A job that starts in seconds: a perceptron with sharded kernels, rows made by their numbers."""
 
 import dataclasses
+import sys
 import time
 
 import jax
@@ -72,9 +73,12 @@ def rows(
     num_hosts,
     seconds_a_step=0.0,
     dim=DIM,
+    seconds_to_open=0.0,
     fails_at=None,
 ):
     """A host's rows of each batch, at a pace at which a test can get between."""
+    print("opened", file=sys.stderr, flush=True)
+    time.sleep(seconds_to_open)
     own = batch_size // num_hosts
     step = start_step
     while True:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from musiclm import bundle, errors
-from musiclm.training import health, interruption, loop, optim
+from musiclm.training import health, interruption, loop, optim, program
 from musiclm.training.state import TrainState
 
 WEIGHTS_D = np.array([1.0, -2.0, 0.5], np.float32)
@@ -159,6 +160,33 @@ def test_nan_stops_the_run_and_the_checkpoint_is_from_before(
     state = run(tmp_path)
     assert int(state.step) == 50
     assert np.isfinite(state.params["w"]).all()
+
+
+def asking(stage):
+    """A function that sends this process a SIGTERM and then does what it did."""
+
+    def asked(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return stage(*args, **kwargs)
+
+    return asked
+
+
+def test_asked_before_a_step_it_ends_with_nothing_saved(tmp_path, monkeypatch):
+    """While the data is opened, or, where a caller listens already, the model is built."""
+    told = "before a step was taken"
+    with pytest.raises(interruption.Preempted, match=told):
+        run(tmp_path, eval_dataset=asking(points))
+    monkeypatch.setattr(program, "build", asking(program.build))
+    with interruption.StopRequest(), pytest.raises(interruption.Preempted, match=told):
+        run(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_asked_while_it_exports_it_ends_as_it_would(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "export", asking(loop.export))
+    run(tmp_path, num_steps=5)
+    assert (tmp_path / "bundle" / "regression.safetensors").is_file()
 
 
 def test_who_is_asked_to_stop_says_saved_only_of_what_is_written(tmp_path, monkeypatch):

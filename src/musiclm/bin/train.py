@@ -1,7 +1,7 @@
 """Trains one model, as its gin file says; started again it goes on from the newest checkpoint.
 
-Exit codes: 0 done, 42 asked to stop (SIGTERM) and saved, 43 stood still, 44 stopped by a health
-gate, 78 a configuration, data set or checkpoint that can't be used.
+Exit codes: 0 done, 42 asked to stop (SIGTERM) and saved if a step was taken, 43 stood still, 44
+stopped by a health gate, 78 a configuration, data set or checkpoint that can't be used.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from absl import logging
 
     from musiclm import processes
-    from musiclm.training import loop
+    from musiclm.training import interruption, loop
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
     configuration.parse(args.gin_file, args.gin_bindings)
@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         processes.join()
 
     def train() -> None:
-        with configuration.told_without_gin():
+        # Not only in the loop: making what the file refers to may take a while.
+        with interruption.StopRequest(), configuration.told_without_gin():
             loop.train(**configuration.resolve(loop.train), check_only=args.check)
 
     try:

@@ -80,7 +80,7 @@ def train(
     Raises:
       UserError: the mesh, the batch, the data, the checkpoint or `keep_best` don't fit; or a
         checkpoint could not be written.
-      interruption.Preempted: SIGTERM came; the state is saved.
+      interruption.Preempted: SIGTERM came; the state is saved, if a step was taken.
       health.HealthError: a figure left its bounds, or the state is not finite. The newest
         checkpoint is from before.
     """
@@ -95,6 +95,7 @@ def train(
     origin = {"seed": seed, "data": data}
 
     with (
+        interruption.StopRequest() as stop,
         jax.sharding.set_mesh(devices),
         checkpoint.Checkpointer(
             workdir / "checkpoints", keep=keep_checkpoints, best=keep_best
@@ -105,6 +106,7 @@ def train(
             state = checkpoints.restore(built.state)
             facts, start = checkpoints.facts, checkpoints.latest_step
             check_origin(facts, origin, workdir)
+        stop.check_before_steps()
         batches = dataset(start_step=start, **stream)
         first = next(batches)
         check_batch(first, built.batch, num_hosts)
@@ -116,8 +118,10 @@ def train(
         initialize = built.init.lower() if state is None else None
         if check_only:
             return built.state
+        stop.check_before_steps()
         run_step = built.step.lower(built.state, built.batch).compile()
         if eval_dataset:
+            stop.check_before_steps()
             evaluate = built.evaluate.lower(built.state, built.batch).compile()
         initialize = initialize and initialize.compile()
         # Some hosts check their data and compile for minutes more than others; a collective does
@@ -125,6 +129,7 @@ def train(
         processes.barrier("ready", ready_seconds)
         if initialize:
             state = initialize()
+        stop.check_before_steps()
         measured = meter.Meter(
             built,
             started=facts.get("started"),
@@ -156,7 +161,6 @@ def train(
         logged, scalars = start, None
         with (
             metrics.MetricWriter(workdir) as writer,
-            interruption.StopRequest() as stop,
             interruption.Watchdog(stall_seconds) as watchdog,
             profiling.Profiler(workdir / "profile", profile_steps) as profiler,
         ):
