@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -84,9 +85,9 @@ def run(workdir, num_steps=50, task=None, **options):
         workdir=workdir,
         component=workdir / "bundle" / "regression",
         num_steps=num_steps,
-        batch_size=16,
-        log_every=5,
-        eval_every=25,
+        batch_size=options.pop("batch_size", 16),
+        log_every=options.pop("log_every", 5),
+        eval_every=options.pop("eval_every", 25),
         checkpoint_every=options.pop("checkpoint_every", 10),
         **options,
     )
@@ -250,6 +251,28 @@ def test_weight_decay_leaves_biases_and_scales_alone():
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
     np.testing.assert_array_equal(updates["relative_bias"]["embedding"], 0)
+
+
+@pytest.mark.parametrize("check_only", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("num_steps", 0, "give a whole number from 1 up"),
+        ("batch_size", 0, "give a whole number from 1 up"),
+        ("num_eval_batches", 0, "give a whole number from 1 up"),
+        ("log_every", 0, "give a whole number from 1 up"),
+        ("eval_every", -1, "give a whole number from 1 up"),
+        ("checkpoint_every", 0, "give a whole number from 1 up"),
+        ("profile_steps", 5, r"such as \(10, 15\)"),
+        ("profile_steps", (5, 5), r"such as \(10, 15\)"),
+        ("profile_steps", (5, "6"), r"such as \(10, 15\)"),
+    ],
+)
+def test_numbers_out_of_range_are_told_first(tmp_path, name, value, told, check_only):
+    mistake = rf"loop.train.{name} is {re.escape(repr(value))}: .*{told}"
+    with pytest.raises(errors.UserError, match=mistake):
+        run(tmp_path, check_only=check_only, **{name: value})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -78,12 +78,21 @@ def train(
       The final state; with `check_only` its shapes.
 
     Raises:
-      UserError: the mesh, the batch, the data, the checkpoint or `keep_best` don't fit; or a
-        checkpoint could not be written.
+      UserError: a number is out of range; the mesh, the batch, the data, the checkpoint or
+        `keep_best` don't fit; or a checkpoint could not be written.
       interruption.Preempted: SIGTERM came; the state is saved, if a step was taken.
       health.HealthError: a figure left its bounds, or the state is not finite. The newest
         checkpoint is from before.
     """
+    check_counts(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_eval_batches=num_eval_batches,
+        log_every=log_every,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+    )
+    check_profile_steps(profile_steps)
     workdir = pathlib.Path(workdir)
     if isinstance(task, program.Phased):
         task.check_steps(num_steps)
@@ -209,6 +218,34 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
             batch = ahead.result()
             ahead = worker.submit(next, batches)
             yield batch
+
+
+def check_counts(**counts: int) -> None:
+    """Sees that each of `train`'s arguments that counts something is one or more.
+
+    Raises:
+      UserError: one is not.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise errors.UserError(f"loop.train.{name} is {value}: give a whole number from 1 up")
+
+
+def check_profile_steps(steps: Any) -> None:
+    """Sees that the steps to trace are two numbers in order, or None.
+
+    Raises:
+      UserError: they are not.
+    """
+    match steps:
+        case None:
+            return
+        case (int(first), int(end)) if 0 <= first < end:
+            return
+    raise errors.UserError(
+        f"loop.train.profile_steps is {steps!r}: give the first step to trace and the one after "
+        "the last, such as (10, 15)"
+    )
 
 
 def check_batch(batch: Batch, spec: program.BatchSpec, num_hosts: int) -> None:
