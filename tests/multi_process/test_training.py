@@ -125,6 +125,13 @@ def test_a_process_that_fails_ends_with_its_own_code_while_others_wait(start, bi
     job.kill()
 
 
+def test_a_process_that_is_late_is_waited_for(start):
+    """Longer than a collective of the CPU does, from the first one on."""
+    late = "tiny_job.Perceptron.seconds_to_build=34.0"
+    job = start("late", bindings=["loop.train.num_steps=2"], bindings_of_last=[late])
+    assert job.wait() == [exit_codes.DONE] * 2, job.stderr(0)
+
+
 def test_where_all_fail_alike_each_ends_with_its_code(start):
     job = start("alike", bindings=["tiny_job.rows.dim=8"])
     assert job.wait(60) == [exit_codes.CONFIGURATION] * 2

@@ -22,8 +22,10 @@ class Perceptron:
         learning_rate=0.01, warmup_steps=0, schedule="constant", ema_decay=0.9
     )
     dim: int = DIM
+    seconds_to_build: float = 0.0
 
     def batch_spec(self, batch_size):
+        time.sleep(self.seconds_to_build)
         return dict.fromkeys("xy", jax.ShapeDtypeStruct((batch_size, self.dim), jnp.float32))
 
     def init(self, key, batch):

@@ -67,8 +67,8 @@ def train(
         where it is lowest stays as well.
       stall_seconds: how long a step, an evaluation or a save may take before the process ends
         itself.
-      ready_seconds: how long the processes wait for one another to have checked their data and
-        compiled.
+      ready_seconds: how long the processes wait for one another to have built the model, and then
+        to have checked their data and compiled.
       profile_steps: the first step to trace and the one after the last.
       check_only: returns once everything is found in order, before anything is compiled.
 
@@ -102,7 +102,8 @@ def train(
     stream = {"seed": seed, "batch_size": batch_size, "host": host, "num_hosts": num_hosts}
     monitor = health.HealthMonitor(task.health())
     origin = {"seed": seed, "data": data}
-
+    # Some hosts start minutes after others; the checkpointer's collectives do not wait that long.
+    processes.barrier("start", ready_seconds)
     with (
         interruption.StopRequest() as stop,
         jax.sharding.set_mesh(devices),
