@@ -292,13 +292,16 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("found_by", ["leaving", "the next save"])
+@pytest.mark.parametrize("found_by", ["leaving", "finishing", "the next save"])
 def test_a_full_disk_is_one_error_and_loses_nothing(directory, found_by):
     def train():
         with checkpoint.Checkpointer(directory, keep=1) as checkpoints:
             checkpoints.save(30, make_state(30))
-            if found_by == "the next save":
-                checkpoints.save(40, make_state(40))
+            if found_by != "leaving":
+                if found_by == "finishing":
+                    checkpoints.finish()
+                else:
+                    checkpoints.save(40, make_state(40))
                 raise AssertionError("the failed save went unnoticed")
 
     with full_disk(), pytest.raises(UserError, match=r"30 could not be .*step 20: make") as error:

@@ -36,9 +36,9 @@ class Checkpointer:
     """Saves in the background, keeps the newest and the best, restores the newest that is whole.
 
     Every process of a job calls every method, in the same order. Use as a context manager: leaving
-    it waits for the save under way. A save that failed is reported by whichever comes next, `save`
-    or leaving, and no older checkpoint goes before a newer one is whole. Until the first `save`
-    nothing on the disk is changed: the folder may be that of a job that runs.
+    it waits for the save under way. A save that failed is reported by whichever comes next, `save`,
+    `finish` or leaving, and no older checkpoint goes before a newer one is whole. Until the first
+    `save` nothing on the disk is changed: the folder may be that of a job that runs.
 
     Attributes:
       latest_step: the newest finished checkpoint, or None. Only `restore` finds out whether it is
@@ -74,7 +74,7 @@ class Checkpointer:
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         try:
-            self._finish()
+            self.finish()
         except UserError as failed_save:
             # What ended the block comes first.
             if error is None:
@@ -106,7 +106,7 @@ class Checkpointer:
           UserError: the save before this one, or this one, could not be written.
           ValueError: step is before the newest.
         """
-        self._finish()
+        self.finish()
         if step == self.latest_step:
             return
         if self.latest_step is not None and step < self.latest_step:
@@ -131,6 +131,21 @@ class Checkpointer:
                 ),
             )
 
+    def finish(self) -> None:
+        """Waits for the save under way; then what need not stay goes.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        with self._explained(step):
+            self._orbax.wait_until_finished()
+        self.latest_step = step
+        if processes.is_first():
+            self._prune()
+
     def restore(self, abstract_state: Any) -> Any:
         """The newest state that is whole, onto any mesh; sets `facts` and `latest_step`.
 
@@ -144,7 +159,7 @@ class Checkpointer:
           UserError: no checkpoint is whole, or the newest is of another model. The latter is known
             before an array is read or anything is compiled.
         """
-        self._finish()
+        self.finish()
         wanted = _by_path(abstract_state)
         damaged = {}
         for step in reversed(self._agreed_steps()):
@@ -179,17 +194,6 @@ class Checkpointer:
                 _set_aside(folder)
         multihost_utils.sync_global_devices("tidied")
         self._tidied, self._damaged = True, []
-
-    def _finish(self) -> None:
-        """Waits for the save under way; then what need not stay goes."""
-        if self._saving is None:
-            return
-        step, self._saving = self._saving, None
-        with self._explained(step):
-            self._orbax.wait_until_finished()
-        self.latest_step = step
-        if processes.is_first():
-            self._prune()
 
     @contextlib.contextmanager
     def _explained(self, step: int) -> Iterator[None]:

@@ -3,7 +3,11 @@
 Waiting has a bound everywhere: a process that is gone must end the job, not hold it.
 """
 
+import atexit
+import contextlib
 import os
+import sys
+from typing import NoReturn
 
 import jax
 from jax._src import distributed  # JAX has no public barrier that does without the devices
@@ -55,6 +59,40 @@ def barrier(name: str, timeout_seconds: float) -> None:
     client = distributed.global_state.client
     if client is not None:
         client.wait_at_barrier(name, timeout_in_ms=int(1_000 * timeout_seconds))
+
+
+def fail_alone(code: int, *, timeout_seconds: float = 10.0) -> None:
+    """Has a process that failed end without the others; call it before it exits.
+
+    They may wait for it, in a collective or at a barrier. JAX would have it wait for them in turn,
+    for minutes, and abort all: a launcher would see that and not the code. It waits for a moment
+    here: where all fail alike each should end with its own code, and the first process takes the
+    coordination service along. What Python says of an exception comes before. Alone, it exits as
+    ever.
+
+    Args:
+      code: that it ends with.
+      timeout_seconds: how long it waits for others that failed.
+    """
+    if count() > 1:
+        # What is registered last runs first: before JAX's part.
+        atexit.register(_exit_alone, code, timeout_seconds)
+
+
+def _exit_alone(code: int, timeout_seconds: float) -> NoReturn:
+    try:
+        with contextlib.suppress(Exception):  # the others go on, or the service is gone
+            barrier("failed", timeout_seconds)
+        with contextlib.suppress(OSError):  # nobody reads
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def count() -> int:
+    """How many processes have joined; touches no devices."""
+    return distributed.global_state.num_processes
 
 
 def is_first() -> bool:

@@ -54,6 +54,13 @@ class Job:
             assert time.monotonic() < deadline, self.stderr(0)
             time.sleep(0.05)
 
+    def wait_until_told(self, line, index=0, timeout=60) -> None:
+        """Returns once a process has written a line to stderr."""
+        deadline = time.monotonic() + timeout
+        while line not in self.stderr(index).splitlines():
+            assert time.monotonic() < deadline, self.stderr(index)
+            time.sleep(0.05)
+
     def stderr(self, index) -> str:
         return (self.workdir.parent / f"{self.workdir.name}.{index}.stderr").read_text()
 
@@ -71,8 +78,10 @@ class Starter:
     def __init__(self, folder: pathlib.Path, cache: pathlib.Path):
         self._folder, self._cache, self._jobs = folder, cache, []
 
-    def __call__(self, name, processes=2, devices=2, bindings=(), **macros) -> Job:
-        """Some processes, each its own child of the test."""
+    def __call__(
+        self, name, processes=2, devices=2, bindings=(), bindings_of_last=(), **macros
+    ) -> Job:
+        """Some processes, each its own child of the test; the last may be bound otherwise."""
         address = f"127.0.0.1:{free_port()}"
         started = []
         for index in range(processes):
@@ -85,7 +94,8 @@ class Starter:
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
             }
-            command = self._command(name, bindings, macros)
+            own = bindings_of_last if index == processes - 1 else ()
+            command = self._command(name, [*bindings, *own], macros)
             started.append(self._popen(command, f"{name}.{index}.stderr", environment))
         return self._keep(started, name)
 

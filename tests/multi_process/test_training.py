@@ -88,6 +88,15 @@ def test_one_process_alone_saves_when_asked_to(start):
     assert f"saved at step {max(job.losses())} of 60" in job.stderr(0)
 
 
+def test_one_process_that_is_asked_before_its_first_step_has_nothing_to_save(start):
+    job = start("early", processes=1, bindings=["tiny_job.rows.seconds_to_open=3.0"])
+    job.wait_until_told("opened")
+    job.processes[0].send_signal(signal.SIGTERM)
+    assert job.wait(30) == [exit_codes.PREEMPTED]
+    assert "before a step was taken, so there is nothing to save" in job.stderr(0)
+    assert not (job.workdir / "checkpoints").exists()
+
+
 def test_a_frozen_process_ends_the_job(start):
     """The watchdog of the other tells where it stood."""
     job = start("frozen", PACE=0.1, bindings=["loop.train.stall_seconds=10.0"])
@@ -98,6 +107,34 @@ def test_a_frozen_process_ends_the_job(start):
     assert "loop.train.stall_seconds is 10" in told
     assert "loop.py" in told
     job.kill()
+
+
+@pytest.mark.parametrize(
+    ("binding", "code", "told"),
+    [
+        ("tiny_job.rows.dim=8", exit_codes.CONFIGURATION, "musiclm: error: batch['x'] has"),
+        ("tiny_job.rows.fails_at=7", exit_codes.FAULT, "RuntimeError: row 7 can't be read"),
+    ],
+)
+def test_a_process_that_fails_ends_with_its_own_code_while_others_wait(start, binding, code, told):
+    """At the barrier before the first step, or in a later one's collective."""
+    job = start("alone", bindings_of_last=[binding])
+    assert job.processes[1].wait(60) == code
+    assert job.stderr(1).splitlines()[-1].startswith(told)
+    assert "stood still" not in job.stderr(0)
+    job.kill()
+
+
+def test_a_process_that_is_late_is_waited_for(start):
+    """Longer than a collective of the CPU does, from the first one on."""
+    late = "tiny_job.Perceptron.seconds_to_build=34.0"
+    job = start("late", bindings=["loop.train.num_steps=2"], bindings_of_last=[late])
+    assert job.wait() == [exit_codes.DONE] * 2, job.stderr(0)
+
+
+def test_where_all_fail_alike_each_ends_with_its_code(start):
+    job = start("alike", bindings=["tiny_job.rows.dim=8"])
+    assert job.wait(60) == [exit_codes.CONFIGURATION] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A job that starts in seconds: a perceptron with sharded kernels, rows made by their numbers."""
 
 import dataclasses
+import sys
 import time
 
 import jax
@@ -21,8 +22,10 @@ class Perceptron:
         learning_rate=0.01, warmup_steps=0, schedule="constant", ema_decay=0.9
     )
     dim: int = DIM
+    seconds_to_build: float = 0.0
 
     def batch_spec(self, batch_size):
+        time.sleep(self.seconds_to_build)
         return dict.fromkeys("xy", jax.ShapeDtypeStruct((batch_size, self.dim), jnp.float32))
 
     def init(self, key, batch):
@@ -63,11 +66,26 @@ class Perceptron:
         return ()
 
 
-def rows(*, seed, batch_size, start_step, places, num_places, seconds_a_step=0.0, dim=DIM):
+def rows(
+    *,
+    seed,
+    batch_size,
+    start_step,
+    places,
+    num_places,
+    seconds_a_step=0.0,
+    dim=DIM,
+    seconds_to_open=0.0,
+    fails_at=None,
+):
     """A host's rows of each batch, at a pace at which a test can get between."""
+    print("opened", file=sys.stderr, flush=True)
+    time.sleep(seconds_to_open)
     share = batch_size // num_places
     step = start_step
     while True:
+        if step == fails_at:
+            raise RuntimeError(f"row {step} can't be read")
         numbers = [step * batch_size + p * share + i for p in places for i in range(share)]
         x = np.stack([np.random.default_rng((seed, n)).normal(size=dim) for n in numbers])
         time.sleep(seconds_a_step)

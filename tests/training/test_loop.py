@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from musiclm import bundle, errors
-from musiclm.training import health, interruption, loop, optim
+from musiclm.training import health, interruption, loop, optim, program
 from musiclm.training.state import TrainState
 
 WEIGHTS_D = np.array([1.0, -2.0, 0.5], np.float32)
@@ -82,9 +85,9 @@ def run(workdir, num_steps=50, task=None, **options):
         workdir=workdir,
         component=workdir / "bundle" / "regression",
         num_steps=num_steps,
-        batch_size=16,
-        log_every=5,
-        eval_every=25,
+        batch_size=options.pop("batch_size", 16),
+        log_every=options.pop("log_every", 5),
+        eval_every=options.pop("eval_every", 25),
         checkpoint_every=options.pop("checkpoint_every", 10),
         **options,
     )
@@ -160,6 +163,53 @@ def test_nan_stops_the_run_and_the_checkpoint_is_from_before(
     assert np.isfinite(state.params["w"]).all()
 
 
+def asking(stage):
+    """A function that sends this process a SIGTERM and then does what it did."""
+
+    def asked(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return stage(*args, **kwargs)
+
+    return asked
+
+
+def test_asked_before_a_step_it_ends_with_nothing_saved(tmp_path, monkeypatch):
+    """While the data is opened, or, where a caller listens already, the model is built."""
+    told = "before a step was taken"
+    with pytest.raises(interruption.Preempted, match=told):
+        run(tmp_path, eval_dataset=asking(points))
+    monkeypatch.setattr(program, "build", asking(program.build))
+    with interruption.StopRequest(), pytest.raises(interruption.Preempted, match=told):
+        run(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_asked_while_it_exports_it_ends_as_it_would(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "export", asking(loop.export))
+    run(tmp_path, num_steps=5)
+    assert (tmp_path / "bundle" / "regression.safetensors").is_file()
+
+
+def test_who_is_asked_to_stop_says_saved_only_of_what_is_written(tmp_path, monkeypatch):
+    write = ocp.AsyncCheckpointer.wait_until_finished
+    monkeypatch.setattr(interruption.StopRequest, "reached", lambda _, step: step == 17)
+    with pytest.raises(interruption.Preempted, match="saved at step 17 of 50"):
+        run(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "17"]
+
+    full = iter([OSError("No space left on device")])
+
+    def fail_once_at_17(self):
+        write(self)
+        if (tmp_path / "full" / "checkpoints" / "17").exists():
+            for error in full:
+                raise error
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", fail_once_at_17)
+    with pytest.raises(errors.UserError, match=r"17 could not be written .*No space left"):
+        run(tmp_path / "full")
+
+
 def test_a_breach_needs_patience():
     check = health.HealthCheck(
         metric="x", breached=lambda x: x > 1, bound="above 1", advice="Lower it.", after_step=10
@@ -201,6 +251,28 @@ def test_weight_decay_leaves_biases_and_scales_alone():
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
     np.testing.assert_array_equal(updates["relative_bias"]["embedding"], 0)
+
+
+@pytest.mark.parametrize("check_only", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("num_steps", 0, "give a whole number from 1 up"),
+        ("batch_size", 0, "give a whole number from 1 up"),
+        ("num_eval_batches", 0, "give a whole number from 1 up"),
+        ("log_every", 0, "give a whole number from 1 up"),
+        ("eval_every", -1, "give a whole number from 1 up"),
+        ("checkpoint_every", 0, "give a whole number from 1 up"),
+        ("profile_steps", 5, r"such as \(10, 15\)"),
+        ("profile_steps", (5, 5), r"such as \(10, 15\)"),
+        ("profile_steps", (5, "6"), r"such as \(10, 15\)"),
+    ],
+)
+def test_numbers_out_of_range_are_told_first(tmp_path, name, value, told, check_only):
+    mistake = rf"loop.train.{name} is {re.escape(repr(value))}: .*{told}"
+    with pytest.raises(errors.UserError, match=mistake):
+        run(tmp_path, check_only=check_only, **{name: value})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 """Trains one model, as its gin file says; started again it goes on from the newest checkpoint.
 
-Exit codes: 0 done, 42 asked to stop (SIGTERM) and saved, 43 stood still, 44 stopped by a health
-gate, 78 a configuration, data set or checkpoint that can't be used.
+Exit codes: 0 done, 42 asked to stop (SIGTERM) and saved if a step was taken, 43 stood still, 44
+stopped by a health gate, 78 a configuration, data set or checkpoint that can't be used.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 
-from musiclm import exit_codes
+from musiclm import errors, exit_codes
 from musiclm.bin import compilation_cache, configuration
 
 MISTAKE = exit_codes.CONFIGURATION
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from absl import logging
 
     from musiclm import processes
-    from musiclm.training import loop
+    from musiclm.training import interruption, loop
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
     configuration.parse(args.gin_file, args.gin_bindings)
@@ -50,11 +50,18 @@ def run(args: argparse.Namespace) -> int:
         processes.join()
 
     def train() -> None:
-        with configuration.told_without_gin():
+        # Not only in the loop: making what the file refers to may take a while.
+        with interruption.StopRequest(), configuration.told_without_gin():
             loop.train(**configuration.resolve(loop.train), check_only=args.check)
 
-    code = told(train)
-    if args.check:
+    try:
+        code = told(train)
+    except BaseException as error:
+        processes.fail_alone(_code(error))
+        raise
+    if code == exit_codes.UNHEALTHY:
+        processes.fail_alone(code)
+    if args.check and code == exit_codes.DONE:
         print("musiclm: configuration, data and checkpoints are in order")
     return code
 
@@ -74,3 +81,12 @@ def told(train: Callable[[], None]) -> int:
             return exit_codes.UNHEALTHY
         raise
     return exit_codes.DONE
+
+
+def _code(error: BaseException) -> int:
+    """What the process ends with after an error that `told` lets through; see `main`."""
+    if isinstance(error, errors.UserError):
+        return MISTAKE
+    if isinstance(error, KeyboardInterrupt):
+        return exit_codes.INTERRUPTED
+    return exit_codes.FAULT

@@ -7,34 +7,38 @@ import sys
 import threading
 import time
 
-import jax
 from jax.experimental import multihost_utils
 
-from musiclm import exit_codes
+from musiclm import exit_codes, processes
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved; the message says at which step."""
+    """The run was asked to stop; the message says at which step it saved, or that it need not."""
 
 
 class StopRequest:
     """SIGTERM, to any process of the job, as a step at which all of them stop.
 
-    Use as a context manager.
+    Use as a context manager around all that a run does, once the processes have joined. Within
+    another it knows what that one was asked before.
     """
 
     def __init__(self):
+        # With several processes JAX's coordination service takes the signal, and has all agree on
+        # a step. It takes it from a single one that joined as well, and there nobody asks it.
+        self._alone = processes.count() == 1
         self._asked = False
 
     def __enter__(self) -> "StopRequest":
-        # With several processes JAX's coordination service takes the signal, and has all agree on
-        # a step.
-        if jax.process_count() == 1:
+        if self._alone:
             self._before = signal.signal(signal.SIGTERM, self._ask)
+            outer = getattr(self._before, "__self__", None)
+            if isinstance(outer, StopRequest):
+                self._asked |= outer._asked
         return self
 
     def __exit__(self, *_) -> None:
-        if jax.process_count() == 1:
+        if self._alone:
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, signum, frame) -> None:
@@ -42,9 +46,18 @@ class StopRequest:
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step: alike on all processes; ask at every step."""
-        if jax.process_count() == 1:
+        if self._alone:
             return self._asked
         return multihost_utils.reached_preemption_sync_point(step)
+
+    def check_before_steps(self) -> None:
+        """Ends a run that has taken no step yet; several processes agree at their first ones.
+
+        Raises:
+          Preempted: it was asked to stop.
+        """
+        if self._asked:
+            raise Preempted("asked to stop before a step was taken, so there is nothing to save")
 
 
 class Watchdog:

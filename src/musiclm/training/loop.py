@@ -67,8 +67,8 @@ def train(
         where it is lowest stays as well.
       stall_seconds: how long a step, an evaluation or a save may take before the process ends
         itself.
-      ready_seconds: how long the processes wait for one another to have checked their data and
-        compiled.
+      ready_seconds: how long the processes wait for one another to have built the model, and then
+        to have checked their data and compiled.
       profile_steps: the first step to trace and the one after the last.
       check_only: returns once everything is found in order, before anything is compiled.
 
@@ -78,11 +78,21 @@ def train(
       The final state; with `check_only` its shapes.
 
     Raises:
-      UserError: the mesh, the batch, the data, the checkpoint or `keep_best` don't fit.
-      interruption.Preempted: SIGTERM came; the state is saved.
+      UserError: a number is out of range; the mesh, the batch, the data, the checkpoint or
+        `keep_best` don't fit; or a checkpoint could not be written.
+      interruption.Preempted: SIGTERM came; the state is saved, if a step was taken.
       health.HealthError: a figure left its bounds, or the state is not finite. The newest
         checkpoint is from before.
     """
+    check_counts(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_eval_batches=num_eval_batches,
+        log_every=log_every,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+    )
+    check_profile_steps(profile_steps)
     workdir = pathlib.Path(workdir)
     if isinstance(task, program.Phased):
         task.check_steps(num_steps)
@@ -93,8 +103,10 @@ def train(
     own_rows = batch_size // num_places * len(places)
     monitor = health.HealthMonitor(task.health())
     origin = {"seed": seed, "data": data}
-
+    # Some hosts start minutes after others; the checkpointer's collectives do not wait that long.
+    processes.barrier("start", ready_seconds)
     with (
+        interruption.StopRequest() as stop,
         jax.sharding.set_mesh(devices),
         checkpoint.Checkpointer(
             workdir / "checkpoints", keep=keep_checkpoints, best=keep_best
@@ -105,6 +117,7 @@ def train(
             state = checkpoints.restore(built.state)
             facts, start = checkpoints.facts, checkpoints.latest_step
             check_origin(facts, origin, workdir)
+        stop.check_before_steps()
         batches = dataset(start_step=start, **stream)
         first = next(batches)
         check_batch(first, built.batch, own_rows)
@@ -116,8 +129,10 @@ def train(
         initialize = built.init.lower() if state is None else None
         if check_only:
             return built.state
+        stop.check_before_steps()
         run_step = built.step.lower(built.state, built.batch).compile()
         if eval_dataset:
+            stop.check_before_steps()
             evaluate = built.evaluate.lower(built.state, built.batch).compile()
         initialize = initialize and initialize.compile()
         # Some hosts check their data and compile for minutes more than others; a collective does
@@ -125,6 +140,7 @@ def train(
         processes.barrier("ready", ready_seconds)
         if initialize:
             state = initialize()
+        stop.check_before_steps()
         measured = meter.Meter(
             built,
             started=facts.get("started"),
@@ -156,7 +172,6 @@ def train(
         logged, scalars = start, None
         with (
             metrics.MetricWriter(workdir) as writer,
-            interruption.StopRequest() as stop,
             interruption.Watchdog(stall_seconds) as watchdog,
             profiling.Profiler(workdir / "profile", profile_steps) as profiler,
         ):
@@ -190,6 +205,8 @@ def train(
                         checkpoints.save(count, state, facts=facts, metrics=evaluated)
                     watchdog.beat()
                 if stopping and count < num_steps:
+                    # Until it is written nobody may say so.
+                    checkpoints.finish()
                     raise interruption.Preempted(f"saved at step {count} of {num_steps}")
         export(task, state, devices, component)
     return state
@@ -203,6 +220,34 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
             batch = ahead.result()
             ahead = worker.submit(next, batches)
             yield batch
+
+
+def check_counts(**counts: int) -> None:
+    """Sees that each of `train`'s arguments that counts something is one or more.
+
+    Raises:
+      UserError: one is not.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise errors.UserError(f"loop.train.{name} is {value}: give a whole number from 1 up")
+
+
+def check_profile_steps(steps: Any) -> None:
+    """Sees that the steps to trace are two numbers in order, or None.
+
+    Raises:
+      UserError: they are not.
+    """
+    match steps:
+        case None:
+            return
+        case (int(first), int(end)) if 0 <= first < end:
+            return
+    raise errors.UserError(
+        f"loop.train.profile_steps is {steps!r}: give the first step to trace and the one after "
+        "the last, such as (10, 15)"
+    )
 
 
 def check_batch(batch: Batch, spec: program.BatchSpec, num_rows: int) -> None:
