@@ -6,7 +6,8 @@
 A stage of MusicLM's size (24 layers, d 1024, 16 heads, plain feed-forward of 4096, f32, random
 weights) makes 250 tokens with its cache, beside Hugging Face's MusicGen small and a loop written
 by hand in PyTorch, in turns as in `train.py`; and beside the rate at which this machine reads
-memory, since every step reads every weight. Then gm-mini from text to samples, everything compiled.
+memory, since every step reads every weight. Then gm-mini from text to samples, everything compiled:
+whole clips, and how long a listener waits for the first piece of a stream.
 """
 
 import argparse
@@ -106,13 +107,25 @@ def music_figures(args: argparse.Namespace) -> None:
         train.report(f"gm_mini_batch_{rows}", value, "x real time", reach=reach, ok=value >= reach)
 
 
+def stream_figures(args: argparse.Namespace) -> None:
+    """Seconds until the first piece of gm-mini's stream is there, everything compiled."""
+    model = api.MusicLM.from_pretrained()
+    spent = []
+    for turn in range(args.turns + 1):
+        begun = time.perf_counter()
+        next(model.stream(PROMPT, seed=turn))
+        spent.append(time.perf_counter() - begun)
+    value = float(np.median(spent[1:]))
+    train.report("gm_mini_first_piece", value, "s", reach=3.0, ok=value < 3, first=spent[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer-python", required=True, help="an interpreter that has torch")
     parser.add_argument("--turns", type=int, default=3, help="of each side (%(default)s)")
-    figures = {"stage": stage_figures, "gm_mini": music_figures}
+    figures = {"stage": stage_figures, "gm_mini": music_figures, "stream": stream_figures}
     parser.add_argument("--only", nargs="+", choices=figures, default=list(figures))
     args = parser.parse_args()
     for name in args.only:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import numbers
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,6 +54,8 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Line))
 DEFAULTS = ("seconds", "seed", "sampling", "decoding", "best_of")
 # Those that name a file.
 FILES = ("continuation", "melody")
+# Of sampling: those that may be null, for all codes.
+_LIMITS = ("top_k", "top_p")
 
 
 def read(path: str) -> list[bytes]:
@@ -89,16 +92,17 @@ def parse(text: bytes, defaults: Mapping[str, Any], folder: pathlib.Path) -> Lin
     _check_names(record, FIELDS, "field")
     if "prompt" not in record:
         raise errors.UserError('no "prompt": say what to play')
-    sampling = {stage: dict(numbers) for stage, numbers in defaults["sampling"].items()}
+    sampling = {stage: dict(options) for stage, options in defaults["sampling"].items()}
     given = record.get("sampling", {})
     if not isinstance(given, dict) or not all(isinstance(part, dict) for part in given.values()):
         raise errors.UserError(
             'sampling is no object of objects: write it like {"fine": {"temperature": 0.5}}'
         )
     _check_names(given, api.STAGES, "stage of sampling")
-    for stage, numbers in given.items():
-        _check_names(numbers, api.SAMPLING, f"field of sampling.{stage}")
-        sampling[stage] = sampling.get(stage, {}) | numbers
+    for stage, options in given.items():
+        _check_names(options, api.SAMPLING, f"field of sampling.{stage}")
+        _check_values(options, stage)
+        sampling[stage] = sampling.get(stage, {}) | options
     story = record.get("story", [])
     if not isinstance(story, list) or not all(isinstance(part, list) for part in story):
         raise errors.UserError('story is no list of pairs: write it like [[15, "louder"]]')
@@ -127,3 +131,15 @@ def _check_names(given: Mapping[str, Any], known: Sequence[str], what: str) -> N
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(known)}"
             raise errors.UserError(f"unknown {what} {name!r}: {hint}")
+
+
+def _check_values(options: Mapping[str, Any], stage: str) -> None:
+    """Of the right type: how large they may be the chain says."""
+    for name, value in options.items():
+        if value is None and name in _LIMITS:
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise errors.UserError(
+                f"sampling.{stage}.{name} is no number: write it like "
+                '{"fine": {"temperature": 0.5}}'
+            )

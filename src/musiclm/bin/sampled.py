@@ -3,7 +3,9 @@
 A clip is there once its line stands in a manifest: the file comes first, whole, and then the line.
 Whatever a kill leaves besides is cleared away by the next run. Runs of several processes, or of
 another number of them, have manifests of their own; where these differ over a file, the digest in
-the file's own provenance decides.
+the file's own provenance decides. Of lines that the prompts no longer have, and of those that are
+rejected now, the files stay, but no manifest of the run names them once it is done; nor do those of
+other numbers of processes, once a run of one process is.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Folder:
           UserError: the folder can't be written, or a manifest is none.
         """
         self.num_rejected = 0
+        self._alone = num_processes == 1
         self._path = pathlib.Path(path)
         share = f"-{process:05d}-of-{num_processes:05d}" if num_processes > 1 else ""
         self._manifest = self._path / f"manifest{share}.jsonl"
@@ -64,11 +67,15 @@ class Folder:
             for manifest in folders.shares(self._path, folders.MANIFEST)
             for record in _records(manifest)
         }
+        self._current: set[tuple[str, str]] = set()  # what this run found or made
 
     def has(self, number: int, digest: str) -> bool:
-        """Whether the clip of a line is there, made of the same line."""
+        """Whether the clip of a line is there, made of the same line; if so, it stays told of."""
         name = _name(number)
-        return (name, digest) in self._made and folders.digest_of(self._path / name) == digest
+        if (name, digest) not in self._made or folders.digest_of(self._path / name) != digest:
+            return False
+        self._current.add((name, digest))
+        return True
 
     def add(self, number: int, digest: str, clip: Waveform, told: Mapping[str, Any]) -> None:
         """Writes a clip and its line in the manifest.
@@ -86,6 +93,7 @@ class Folder:
             provenance = {**(clip.provenance or {}), "digest": digest}
             dataclasses.replace(clip, provenance=provenance).save(self._path / name)
             _append(self._manifest, record)
+        self._current.add((name, digest))
 
     @contextlib.contextmanager
     def rejecting(self, number: int) -> Iterator[None]:
@@ -100,13 +108,26 @@ class Folder:
             self.num_rejected += 1
 
     def close(self, summary: Mapping[str, Any]) -> pathlib.Path:
-        """Puts the manifest into the order of the lines, once each, and writes a summary."""
+        """Leaves the clips that this run found or made in its manifest, and writes a summary.
+
+        They stand in the order of the lines, once each.
+        """
         from musiclm import bundle
 
-        records = {record["line"]: record for record in _records(self._manifest)}
+        manifests = folders.shares(self._path, folders.MANIFEST)
+        records = {
+            record["line"]: record
+            for manifest in manifests
+            for record in _records(manifest)
+            if (record["file"], record["digest"]) in self._current
+        }
         text = "".join(_line(records[number]) for number in sorted(records))
         with self._writing():
             bundle.write_beside(self._manifest, _encode(text))
+            if self._alone:  # one of several does not know what the others still need
+                for manifest in manifests:
+                    if manifest != self._manifest:
+                        manifest.unlink()
             bundle.write_beside(self._summary, _encode(json.dumps(summary, indent=2) + "\n"))
         return self._summary
 

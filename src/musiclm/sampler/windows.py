@@ -85,7 +85,8 @@ class Steps:
     def windows(self, num_frames: int, conditions: Sequence[object]) -> list[Window]:
         """Windows that make a step each, of the index of their step.
 
-        The first window makes two at once if their conditions are the same.
+        The first window makes two at once if their conditions are the same: from then on, another
+        condition can hold from the third step at the earliest.
         """
         first, *others = overlapping(num_frames, self.size, self.overlap)
         windows = [first, *(dataclasses.replace(w, index=w.index + 1) for w in others)]
