@@ -534,9 +534,10 @@ class Stream:
 
     @property
     def prompt(self) -> str:
-        """The text that the music follows; another one is heard at the next semantic step.
+        """The text that the music follows; another one holds from the next step not made yet.
 
-        Those are half a semantic window apart: 15 s at the paper's size, 5 s in gm-mini.
+        The first semantic window is mostly made whole: a text set after the first piece holds from
+        its end on (30 s at the paper's size, 10 s in gm-mini), later ones at every half window.
         """
         return self._samples.prompt
 
