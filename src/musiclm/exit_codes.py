@@ -5,7 +5,7 @@ DONE = 0
 FAULT = 1
 # A mistake that the person can mend, told in one line.
 USAGE = 2
-# Training was asked to stop (SIGTERM), and has saved: start it again, it lost nothing.
+# Training was asked to stop (SIGTERM), and has saved, or taken no step yet: start it again.
 PREEMPTED = 42
 # Training stood still and the watchdog ended it, with the stacks of all threads: start it again.
 STALLED = 43
