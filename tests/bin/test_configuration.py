@@ -82,9 +82,11 @@ def test_a_missing_file_is_named():
         configuration.parse(["no/such.gin"])
 
 
-@pytest.mark.parametrize("value", ["(5, 8)", "None"])
+@pytest.mark.parametrize("value", [(5, 8), None])
 def test_a_value_of_one_of_several_types_is_taken(value):
     configuration.parse([str(FILE)], [*MACROS, f"loop.train.profile_steps={value}"])
+    found = configuration.resolve_some(loop.train, ("profile_steps",))
+    assert found == {"profile_steps": value}
 
 
 @pytest.mark.parametrize(
