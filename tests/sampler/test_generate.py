@@ -441,6 +441,19 @@ def test_the_first_piece_waits_for_its_windows_alone():
     assert len(music.semantic.calls) == len(music.coarse.calls) == len(music.fine.calls) == 1
 
 
+@pytest.mark.parametrize("given_frames", [0, 10, 36])
+def test_a_stream_has_one_shape_of_fine_batches(given_frames):
+    """Windows of the coarse stage bring 2, 1, 2, 1 … of the fine one."""
+    music = chain()
+    codes_TQ = np.zeros((2 * given_frames, 5), np.int32)
+    given = Continuation(semantic_T=codes_TQ[::2, 0], acoustic_TQ=codes_TQ)
+    for _ in stream_of(music, clip(seconds=4.0, continuation=given)):
+        pass
+    rows = [len(call.prompts) for call in music.fine.calls]
+    assert len(rows) > 5
+    assert set(rows) == {2}
+
+
 def test_a_prompt_changes_what_is_not_made_yet():
     music = chain()
     stream = stream_of(music, clip("a", seconds=4.0, story=((3.0, "cccccc"),)))

@@ -22,6 +22,7 @@ fine codes of every window but the last, which ends where the clip does.
 Shapes: W semantic steps, E embeddings of a melody, T frames, Q levels.
 """
 
+import bisect
 import collections
 import concurrent.futures
 import dataclasses
@@ -184,6 +185,14 @@ class Track:
         return [part for window, part in pairs if part.windows and window.stop <= there]
 
     @property
+    def fine_at_once(self) -> int:
+        """At most so many parts of the fine stage become ready by one window of the coarse one."""
+        stops = [window.stop for window in self.acoustic.windows]
+        pairs = zip(self.fine_windows, self.parts.get("fine", ()), strict=True)
+        made_by = [bisect.bisect_left(stops, window.stop) for window, part in pairs if part.windows]
+        return max(collections.Counter(made_by).values(), default=0)
+
+    @property
     def codes_TQ(self) -> np.ndarray:
         """The acoustic codes as far as those of all levels are there."""
         if "fine" not in self.parts:
@@ -324,16 +333,29 @@ class Chain:
                     stage.compile(rows * stage.num_devices, *kind)
 
     def run(
-        self, name: str, parts: Sequence[batches.Part], progress: Progress | None = None
+        self,
+        name: str,
+        parts: Sequence[batches.Part],
+        progress: Progress | None = None,
+        *,
+        at_least: int = 0,
     ) -> None:
-        """Makes all windows of some clips in a stage; see `batches.run`."""
+        """Makes all windows of some clips in a stage; see `batches.run`.
+
+        Args:
+          name: of the stage.
+          parts: used up.
+          progress: see `compose`.
+          at_least: batches have rows for so many parts, so that calls with fewer share a shape.
+        """
         if not parts:
             return
         stage = getattr(self, name)
         if self.fixed_rows:
             rows = self.max_rows * stage.num_devices
         else:
-            rows = batches.rows_for(len(parts), stage.num_devices, self.max_rows)
+            num_parts = max(len(parts), at_least)
+            rows = batches.rows_for(num_parts, stage.num_devices, self.max_rows)
         batches.run(
             stage,
             parts,

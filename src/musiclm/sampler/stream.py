@@ -30,6 +30,7 @@ class Stream:
         self._chain, self._prompt = chain, plan.clip.prompt
         self._plan = dataclasses.replace(plan, mulan_WQ=plan.mulan_WQ.copy())
         self._track = chain.track(self._plan)
+        self._fine_at_once = self._track.fine_at_once
         self._samples = chain.acoustic.decode_stream(self._codes())
         self._left = round(plan.clip.seconds * chain.token_spec.sample_rate)
 
@@ -75,7 +76,8 @@ class Stream:
             while semantic.windows and len(semantic.codes_TQ) < seen:
                 self._make_window("semantic", semantic)
             self._make_window(acoustic_stage, acoustic)
-            chain.run("fine", track.fine_ready)
+            # One shape for all of the stream, or it would stop to compile while it plays.
+            chain.run("fine", track.fine_ready, at_least=self._fine_at_once)
             codes_TQ = track.codes_TQ
             yield codes_TQ[None, heard:]
             heard = len(codes_TQ)
