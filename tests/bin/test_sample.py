@@ -247,23 +247,6 @@ def test_lines_have_melodies_where_the_model_wants_them(melody_bundle, tmp_path)
     assert (summary["clips"], summary["there_already"]) == (2, 1)
 
 
-def test_processes_share_the_lines_and_a_restart_may_have_others(
-    made, soundstorm_bundle, folder, tmp_path, monkeypatch
-):
-    argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)
-    for index in range(2):
-        with monkeypatch.context() as patch:
-            patch.setattr("jax.process_index", lambda index=index: index)
-            patch.setattr("jax.process_count", lambda: 2)
-            assert main.main(argv) == 0
-        own = tmp_path / f"manifest-{index:05d}-of-00002.jsonl"
-        lines = [json.loads(line)["line"] for line in own.read_text().splitlines()]
-        assert lines == [*range(1 + index, 1 + len(LINES), 2)]
-    assert files(tmp_path, "*.wav") == files(made, "*.wav")
-    assert main.main(argv) == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["there_already"] == len(LINES)
-
-
 PROGRAM = """
 import sys
 from musiclm.bin import main
@@ -275,24 +258,24 @@ sys.exit(code)
 """
 
 
-def test_four_devices_make_what_one_makes(made, soundstorm_bundle, folder, tmp_path):
-    """In a process of its own, which imports nothing of training."""
-    environment = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "PJRT_NPROC": "32",
-    }
-    argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)
+def test_processes_and_their_devices_make_what_one_makes(made, soundstorm_bundle, folder, tmp_path):
+    """Two of two devices each, which import nothing of training; a restart may have others."""
+    argv = command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path / "out")
+    launch = [sys.executable, "-m", "tpu_launch", "supervise", "--processes=2", "--devices=2"]
+    program = [f"--logs={tmp_path / 'logs'}", "--", sys.executable, "-c", PROGRAM, "4"]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "4", *argv],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [*launch, *program, *argv, "--distributed"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path, "*.wav") == files(made, "*.wav")
-    assert files(tmp_path, "manifest.jsonl") == files(made, "manifest.jsonl")
+    for index in range(2):
+        own = tmp_path / "out" / f"manifest-{index:05d}-of-00002.jsonl"
+        lines = [json.loads(line)["line"] for line in own.read_text().splitlines()]
+        assert lines == [*range(1 + index, 1 + len(LINES), 2)]
+    assert files(tmp_path / "out", "*.wav") == files(made, "*.wav")
+    assert main.main(argv) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["there_already"] == len(LINES)
+    assert manifest(tmp_path / "out") == manifest(made)
 
 
 DEFAULTS = {
