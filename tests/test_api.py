@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import musiclm
 from musiclm import api, audio, bundle
+from musiclm.sampler import decode, parallel
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,29 @@ def test_several_prompts_are_a_list(model):
     # The second clip is the one that its own seed makes alone.
     alone = model.generate("fast flute", seconds=0.5, seed=4)
     np.testing.assert_allclose(clips[1].samples, alone.samples, atol=1e-4)
+
+
+def test_what_is_compiled_ahead_is_all_that_the_stages_need(soundstorm_bundle):
+    """For windows that begin a clip and that go on, guided and filtered, in turns and together."""
+    three = musiclm.MusicLM.from_pretrained(soundstorm_bundle, rows=3)
+    wanted = [
+        {"seconds": 0.5},
+        {"seconds": 2.5, "sampling": {"semantic": {"guidance": 3}, "coarse": {"top_k": 5}}},
+        {"seconds": 2.5, "sampling": {"fine": {"top_p": 0.9}}},
+        {"seconds": 2.5, "decoding": "parallel"},
+    ]
+    plans = [plan for more in wanted for plan in three.plans("slow piano", **more)]
+    programs = (decode._start, decode.decode_until, parallel.decode)
+
+    def compiled():
+        return [program._cache_size() for program in programs]
+
+    before = compiled()
+    three.compile(plans, 3)
+    ahead = compiled()
+    assert all(was < now for was, now in zip(before, ahead, strict=True))
+    assert len(list(three.render(plans))) == 4
+    assert compiled() == ahead
 
 
 def test_sampling_reaches_the_stages(model):
