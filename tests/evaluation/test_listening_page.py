@@ -259,8 +259,9 @@ def answer(page, digit):
 
 
 def file_in(folder):
+    """The file that the browser saves there; it makes an empty one first."""
     until = time.monotonic() + 60
-    while not (found := list(folder.glob("*.json"))):
+    while not (found := [file for file in folder.glob("*.json") if file.stat().st_size]):
         assert time.monotonic() < until, "nothing was saved"
         time.sleep(0.02)
     return found[0]
