@@ -50,6 +50,7 @@ def test_several_prompts_are_a_list(model):
     np.testing.assert_allclose(clips[1].samples, alone.samples, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_ahead_is_all_that_the_stages_need(soundstorm_bundle):
     """For windows that begin a clip and that go on, guided and filtered, in turns and together."""
     three = musiclm.MusicLM.from_pretrained(soundstorm_bundle, rows=3)

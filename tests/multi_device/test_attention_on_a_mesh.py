@@ -36,6 +36,7 @@ np.savez(sys.argv[1], **found)
 """
 
 
+@pytest.mark.slow
 def test_four_devices_equal_one(tmp_path):
     out = tmp_path / "found.npz"
     environment = os.environ | {

@@ -90,6 +90,7 @@ def test_a_layer_goes_on_from_its_past(layer):
         assert np.abs(other_BTC - second_BTC).max() > 1e-2
 
 
+@pytest.mark.slow
 @hypothesis.given(data=st.data())
 @hypothesis.settings(deadline=None, max_examples=10)
 def test_other_convolutions_and_their_gradients_equal_flaxs(data):

@@ -10,6 +10,7 @@ from musiclm.nn import dense
 sizes = st.integers(1, 9)
 
 
+@pytest.mark.slow
 @given(rows=sizes, inputs=sizes, features=sizes, seed=st.integers(0, 99))
 def test_project_has_the_gradients_of_a_product(rows, inputs, features, seed):
     rng = np.random.default_rng(seed)

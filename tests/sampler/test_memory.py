@@ -32,6 +32,7 @@ except jax.errors.JaxRuntimeError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 @pytest.mark.parametrize("call", ["compile", "generate"])
 def test_full_memory_is_raised_and_not_waited_for(tiny_bundle, call):

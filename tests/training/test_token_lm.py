@@ -124,6 +124,7 @@ def test_learns_a_tune_from_the_melody_and_only_from_there():
     assert loss(2) < 0.1 * math.log(CODES)
 
 
+@pytest.mark.slow
 def test_metrics_name_the_codecs_levels(trained):
     *_, after, metrics = trained
     for name in ("loss_level_0", "loss_level_1", "accuracy_level_0", "accuracy_level_1"):
@@ -132,6 +133,7 @@ def test_metrics_name_the_codecs_levels(trained):
     assert float(after["loss"]) == pytest.approx(np.mean(levels), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_wrong_condition_costs(trained):
     _, state, evaluate, _, after, _ = trained
     wrong = raw_codes(10**6)
@@ -140,6 +142,7 @@ def test_a_wrong_condition_costs(trained):
     assert evaluate(state, tokens, jax.random.key(0))["loss"] > 2 * after["loss"] + 1
 
 
+@pytest.mark.slow
 def test_loss_is_on_the_target_alone(trained):
     lm, state, evaluate, *_ = trained
     codes = raw_codes(3)
@@ -152,6 +155,7 @@ def test_loss_is_on_the_target_alone(trained):
     assert float(loss) == pytest.approx(-chosen.mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_condition_dropout_hides_the_condition_in_training(trained):
     lm, state, evaluate, *_ = trained
     blind = dataclasses.replace(lm, condition_dropout=0.9)
@@ -160,6 +164,7 @@ def test_condition_dropout_hides_the_condition_in_training(trained):
     assert blind_loss(state, batch(10**6), jax.random.key(0)) > 5 * held_out["loss"]
 
 
+@pytest.mark.slow
 def test_health_knows_guessing(trained):
     lm, _, _, before, after, _ = trained
     (check,) = lm.health()
@@ -167,6 +172,7 @@ def test_health_knows_guessing(trained):
     assert not check.breached(float(after["loss"]))
 
 
+@pytest.mark.slow
 def test_export_is_what_the_sampler_takes(trained):
     lm, state, *_ = trained
     config, variables = lm.export(state)

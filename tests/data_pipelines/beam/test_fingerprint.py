@@ -56,6 +56,7 @@ def test_copies_are_alike(sketches, copy):
         assert shared(sketch, fingerprint.sketch(*COPIES[copy](sound))) >= fingerprint.ALIKE
 
 
+@pytest.mark.slow
 def test_other_music_is_not(sketches):
     for index, (_, one) in enumerate(sketches):
         for _, other in sketches[:index]:

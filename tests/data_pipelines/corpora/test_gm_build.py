@@ -189,6 +189,7 @@ def test_samples_do_not_depend_on_what_came_before(synthesizer, corpus, tmp_path
         assert (tmp_path / name).read_bytes() == (corpus / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_goes_on_after_a_kill_and_grows(corpus, tmp_path):
     out = tmp_path / "gm"
     arguments = ["--out", str(out), "--clips", "8", "--seed", "3", "--workers", "2"]
