@@ -61,7 +61,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [model for model in MODELS if model != "soundstorm"])
 def test_base_runs_fit_256_chips(model, capsys):
     command = ["compile", "--quick", "--json", "--topology", "v5e:16x16", "--gin_file"]
     assert main.main([*command, run_file(model)]) == exit_codes.DONE
@@ -78,7 +78,10 @@ def test_base_runs_fit_256_chips(model, capsys):
 @needs_libtpu
 @pytest.mark.slow
 def test_slices_exchange_the_gradients_of_a_shard():
-    report = compile.compile_run([run_file("semantic")], [], "v5e:16x16", slices=2, quick=True)
+    """Here SoundStorm's, which then need not be compiled for one slice as well."""
+    report = compile.compile_run([run_file("soundstorm")], [], "v5e:16x16", slices=2, quick=True)
+    assert report["fits"]
+    assert report["largest_all_reduced_in_a_loop"] <= 2**20
     assert report["mesh"] == {"data": 32, "fsdp": 16, "tensor": 1}
     crossing = [item for item in report["collectives"] if item["crosses_slices"]]
     assert all("data" in item["axes"] for item in crossing)
