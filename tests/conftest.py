@@ -16,9 +16,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Most programs of the tests run a few times: LLVM's optimisation takes longer than it saves. XLA's
-# own stays, and with it what the tests say of programs and their memory. Processes that a test
-# starts add their flags to these: compiled otherwise, they differ in the last bit.
-_FLAGS = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+# own stays, and with it what the tests say of programs and their memory. In one piece they compile
+# sooner than in pieces for cores that are busy. Processes that a test starts add their flags to
+# these: compiled otherwise, they differ in the last bit.
+_FLAGS = [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # It compiles twice as fast without its newer code generator, which later ones insist on.
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
