@@ -76,7 +76,7 @@ class Stream:
             while semantic.windows and len(semantic.codes_TQ) < seen:
                 self._make_window("semantic", semantic)
             self._make_window(acoustic_stage, acoustic)
-            # One shape for all of the stream, or it would stop to compile while it plays.
+            # One shape for all of the stream, or it would stop to compile others while it plays.
             chain.run("fine", track.fine_ready, at_least=self._fine_at_once)
             codes_TQ = track.codes_TQ
             yield codes_TQ[None, heard:]
