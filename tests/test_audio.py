@@ -24,6 +24,7 @@ stft, istft, frame = (
 )
 griffin_lim = jax.jit(audio.griffin_lim, static_argnums=(1, 2, 3))
 log_mel, tempogram = (jax.jit(f, static_argnums=1) for f in (audio.log_mel, audio.tempogram))
+chromagram = jax.jit(audio.chromagram, static_argnums=(1, 2))
 
 
 @pytest.mark.slow
@@ -134,6 +135,30 @@ def test_a_tempogram_peaks_at_the_beat_whatever_the_level(bpm):
     lags_BK = 1 + 20 + np.argmax(tempogram_BLK[:, 20:], axis=1)  # beyond the onset's own width
     np.testing.assert_allclose(lags_BK, 6_000 / bpm, atol=1)
     assert np.abs(tempogram_BLK).max() <= 1.0
+
+
+@pytest.mark.parametrize("octave", [3, 4, 5])
+def test_a_chromagram_has_the_notes_of_each_part_whatever_octave_and_level(octave):
+    time_T = np.arange(2 * 16_000) / 16_000
+    beginning, end = (0, 4, 7), (2, 5, 9)  # C major, D minor
+    frequencies = 440 * 2 ** (octave - 4 + (np.array([beginning, end]) - 9) / 12)
+    chords = np.sin(2 * np.pi * frequencies[..., None] * time_T).sum(axis=1)
+    waveform_BT = np.stack([chords.ravel(), 0.1 * chords.ravel()]).astype(np.float32)
+    spectrum = audio.MelConfig(window_size=2048, hop_size=400)
+    config = audio.ChromagramConfig(num_parts=2)
+    chroma_BPC = np.reshape(chromagram(waveform_BT, spectrum, config), (2, 2, 12))
+    for part, notes in enumerate((beginning, end)):
+        assert set(np.argsort(chroma_BPC[0, part])[-3:]) == set(notes)
+    np.testing.assert_allclose(chroma_BPC[0], chroma_BPC[1], atol=1e-3)
+    assert chroma_BPC.min() >= 0.0
+    assert chroma_BPC.max() <= 1.0
+
+
+def test_a_chromagram_of_silence_says_nothing():
+    silence_BT = np.zeros((1, 16_000), np.float32)
+    spectrum = audio.MelConfig(window_size=2048, hop_size=400)
+    chroma_BC = chromagram(silence_BT, spectrum, audio.ChromagramConfig())
+    np.testing.assert_allclose(chroma_BC, np.zeros((1, 48)), atol=0.01)
 
 
 def test_wav_round_trip_is_within_one_quantisation_step(tmp_path):

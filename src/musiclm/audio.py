@@ -229,15 +229,19 @@ def griffin_lim(
     return waveform(wanted_BNF)
 
 
-def mel_magnitude(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
-    """Magnitudes in mel bands: f32 [B, T // hop, num_mels]."""
+def magnitude(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
+    """Magnitudes of the spectrum behind the mel bands: f32 [B, T // hop, num_fft // 2 + 1]."""
     spectrum_BNF = stft(waveform_BT, config.window_size, config.hop_size, config.num_fft)
     # The small term keeps the gradient of |·| finite in digital silence.
-    magnitude_BNF = jnp.sqrt(spectrum_BNF.real**2 + spectrum_BNF.imag**2 + 1e-12)
+    return jnp.sqrt(spectrum_BNF.real**2 + spectrum_BNF.imag**2 + 1e-12)
+
+
+def mel_magnitude(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
+    """Magnitudes in mel bands: f32 [B, T // hop, num_mels]."""
     filters = mel_filters(
         config.num_mels, config.num_fft, config.sample_rate, config.f_min, config.f_max
     )
-    return magnitude_BNF @ filters
+    return magnitude(waveform_BT, config) @ filters
 
 
 def log_mel(waveform_BT: jax.Array, config: MelConfig) -> jax.Array:
@@ -276,6 +280,57 @@ def tempogram(log_mel_BNM: jax.Array, config: TempogramConfig) -> jax.Array:
     correlation_BNK = jnp.fft.irfft(power_BFK, axis=1)[:, : config.num_lags + 1]
     lags_BNK = correlation_BNK[:, 1:] / (correlation_BNK[:, :1] + 1e-6)
     return lags_BNK.reshape(len(lags_BNK), -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChromagramConfig:
+    """How harmony is measured.
+
+    Attributes:
+      f_min: Hz; the spectrum's window must part semitones from about here on.
+      f_max: Hz; what lies above is overtones rather than notes.
+      num_parts: of equal length, with a chroma each: C major and A minor have the same notes, and
+        differ in how music begins and ends.
+    """
+
+    f_min: float = 55.0
+    f_max: float = 2000.0
+    num_parts: int = 4
+
+
+def chromagram(waveform_BT: jax.Array, spectrum: MelConfig, config: ChromagramConfig) -> jax.Array:
+    """How much each pitch class sounds, f32 [B, num_parts · 12] between 0 and 1, C first.
+
+    The octaves of a frame's spectrum are folded into one (Fujishima, ICMC 1999) and its floor and
+    loudness taken away, so that frames count alike but for those that are all but silent.
+
+    Args:
+      waveform_BT: f32, with `num_parts` frames or more.
+      spectrum: of whose magnitudes it is made.
+      config: sizes.
+    """
+    num_fft, sample_rate = spectrum.num_fft, spectrum.sample_rate
+    filters = chroma_filters(num_fft, sample_rate, config.f_min, config.f_max)
+    chroma_BNC = magnitude(waveform_BT, spectrum) @ filters
+    chroma_BNC -= chroma_BNC.min(axis=-1, keepdims=True)
+    loudness_BN1 = jnp.sqrt(jnp.sum(chroma_BNC**2, axis=-1, keepdims=True))
+    quiet_B11 = 0.1 * loudness_BN1.mean(axis=1, keepdims=True)
+    alike_BNC = chroma_BNC / (loudness_BN1 + quiet_B11 + 1e-2)
+    parts = jnp.array_split(alike_BNC, config.num_parts, axis=1)
+    return jnp.concatenate([part_BNC.mean(axis=1) for part_BNC in parts], axis=-1)
+
+
+def chroma_filters(num_fft: int, sample_rate: int, f_min: float, f_max: float) -> np.ndarray:
+    """Triangles of height one and a semitone to each side, around each pitch class of A 440.
+
+    Returns:
+      f32 [num_fft // 2 + 1, 12], 0 outside `f_min` to `f_max` Hz.
+    """
+    frequency = np.arange(num_fft // 2 + 1)[:, None] * (sample_rate / num_fft)
+    pitch = 69.0 + 12.0 * np.log2(np.maximum(frequency, 1.0) / 440.0)
+    away = np.abs((pitch - np.arange(12) + 6.0) % 12.0 - 6.0)
+    heard = (f_min <= frequency) & (frequency < f_max)
+    return (np.maximum(0.0, 1.0 - away) * heard).astype(np.float32)
 
 
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm.audio import MelConfig, TempogramConfig
+from musiclm.audio import ChromagramConfig, MelConfig, TempogramConfig
 from musiclm.models.ast import AstConfig
 from musiclm.models.bert import BertConfig
 from musiclm.models.mulan import MuLan, MuLanConfig
@@ -39,6 +39,9 @@ TOWERS = {
     ),
     "resnet with a tempogram": dataclasses.replace(
         SMALL, tempogram=TempogramConfig(num_bands=2, num_lags=20)
+    ),
+    "resnet with a chromagram": dataclasses.replace(
+        SMALL, chromagram=ChromagramConfig(f_max=700.0)
     ),
     "ast": dataclasses.replace(
         SMALL,

@@ -10,7 +10,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from musiclm.audio import MelConfig, TempogramConfig, log_mel, tempogram
+from musiclm.audio import (
+    ChromagramConfig,
+    MelConfig,
+    TempogramConfig,
+    chromagram,
+    log_mel,
+    tempogram,
+)
 from musiclm.models.ast import Ast, AstConfig
 from musiclm.models.bert import Bert, BertConfig
 from musiclm.models.resnet import ResNet, ResNetConfig
@@ -30,6 +37,7 @@ class MuLanConfig:
       tempogram: Adds to the tower's features those of a layer over the tempogram of the log-mel. A
         small tower with 8,000 clips does not learn to hear tempo otherwise; None, as in the paper,
         leaves it to the tower.
+      chromagram: Likewise, so that it hears keys: no mel band is as narrow as a low semitone.
       spec_augment: Blanking of the spectrogram, in training only.
       embedding_dim: Width D of the shared space.
       window_seconds: What one audio embedding covers.
@@ -44,6 +52,7 @@ class MuLanConfig:
     bert: BertConfig = BertConfig()
     mel: MelConfig = MelConfig(num_mels=64, f_min=60.0, f_max=7_800.0)
     tempogram: TempogramConfig | None = None
+    chromagram: ChromagramConfig | None = None
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     embedding_dim: int = 128
     window_seconds: float = 10.0
@@ -74,6 +83,13 @@ class MuLanConfig:
                     f"MuLanConfig.tempogram is {self.tempogram} of {self.mel.num_mels} mel bands "
                     f"and {frames} frames; num_bands must divide the bands, and num_lags stay "
                     "below the frames."
+                )
+        if self.chromagram is not None:
+            low, high = self.chromagram.f_min, self.chromagram.f_max
+            if not 0.0 < low < high <= self.sample_rate / 2 or self.chromagram.num_parts < 1:
+                raise ValueError(
+                    f"MuLanConfig.chromagram is {self.chromagram} at {self.sample_rate} Hz; set "
+                    "0 < f_min < f_max, at most half the sample rate, and num_parts to 1 or more."
                 )
         if not 0.0 < self.window_stride_seconds <= self.window_seconds:
             raise ValueError(
@@ -127,6 +143,8 @@ class MuLan(nn.Module):
             self.audio_tower = Ast(config.ast)
         if config.tempogram is not None:
             self.rhythm = nn.Dense(config.embedding_dim)
+        if config.chromagram is not None:
+            self.harmony = nn.Dense(config.embedding_dim)
         self.text_tower = Bert(config.bert)
         self.audio_projection = nn.Dense(config.embedding_dim)
         self.text_projection = nn.Dense(config.embedding_dim)
@@ -162,16 +180,19 @@ class MuLan(nn.Module):
                 f"{config.window_samples}; use embed_audio_windows for other lengths."
             )
         spec_BNF = standardise(log_mel(waveform_BT, config.mel))
-        rhythm = []
+        beside = []
         if config.tempogram is not None:
-            rhythm.append(nn.relu(self.rhythm(tempogram(spec_BNF, config.tempogram))))
+            beside.append(nn.relu(self.rhythm(tempogram(spec_BNF, config.tempogram))))
+        if config.chromagram is not None:
+            chroma_BC = chromagram(waveform_BT, config.mel, config.chromagram)
+            beside.append(nn.relu(self.harmony(chroma_BC)))
         if train:
             spec_BNF = spec_augment(self.make_rng("spec_augment"), spec_BNF, config.spec_augment)
         if config.resnet is not None:
             features = self.audio_tower(spec_BNF)
         else:
             features = self.audio_tower(spec_BNF, train=train)
-        return unit(self.audio_projection(jnp.concatenate([features, *rhythm], axis=-1)))
+        return unit(self.audio_projection(jnp.concatenate([features, *beside], axis=-1)))
 
     def embed_text(self, text_ids_BL: jax.Array, *, train: bool = False) -> jax.Array:
         """Unit vectors [B, D] of word pieces; columns of padding change nothing."""
