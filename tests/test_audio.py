@@ -149,16 +149,16 @@ def test_a_chromagram_has_the_notes_of_each_part_whatever_octave_and_level(octav
     chroma_BPC = np.reshape(chromagram(waveform_BT, spectrum, config), (2, 2, 12))
     for part, notes in enumerate((beginning, end)):
         assert set(np.argsort(chroma_BPC[0, part])[-3:]) == set(notes)
-    np.testing.assert_allclose(chroma_BPC[0], chroma_BPC[1], atol=1e-3)
-    assert chroma_BPC.min() >= 0.0
-    assert chroma_BPC.max() <= 1.0
+    np.testing.assert_allclose(chroma_BPC[0], chroma_BPC[1], atol=0.02)
+    np.testing.assert_allclose(chroma_BPC.mean(axis=-1), 0.0, atol=1e-6)
+    np.testing.assert_allclose(chroma_BPC.std(axis=-1), 1.0, atol=0.05)
 
 
 def test_a_chromagram_of_silence_says_nothing():
     silence_BT = np.zeros((1, 16_000), np.float32)
     spectrum = audio.MelConfig(window_size=2048, hop_size=400)
     chroma_BC = chromagram(silence_BT, spectrum, audio.ChromagramConfig())
-    np.testing.assert_allclose(chroma_BC, np.zeros((1, 48)), atol=0.01)
+    np.testing.assert_allclose(chroma_BC, np.zeros((1, 48)), atol=0.1)
 
 
 def test_wav_round_trip_is_within_one_quantisation_step(tmp_path):

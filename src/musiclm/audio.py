@@ -299,10 +299,12 @@ class ChromagramConfig:
 
 
 def chromagram(waveform_BT: jax.Array, spectrum: MelConfig, config: ChromagramConfig) -> jax.Array:
-    """How much each pitch class sounds, f32 [B, num_parts · 12] between 0 and 1, C first.
+    """How much each pitch class sounds beside the others: f32 [B, num_parts · 12], C first.
 
     The octaves of a frame's spectrum are folded into one (Fujishima, ICMC 1999) and its floor and
-    loudness taken away, so that frames count alike but for those that are all but silent.
+    loudness taken away, so that frames count alike but for those that are all but silent. The
+    twelve numbers of a part have mean 0 and deviation 1, as where keys are told by correlation
+    (Krumhansl 1990); those of silence are 0.
 
     Args:
       waveform_BT: f32, with `num_parts` frames or more.
@@ -315,9 +317,12 @@ def chromagram(waveform_BT: jax.Array, spectrum: MelConfig, config: ChromagramCo
     chroma_BNC -= chroma_BNC.min(axis=-1, keepdims=True)
     loudness_BN1 = jnp.sqrt(jnp.sum(chroma_BNC**2, axis=-1, keepdims=True))
     quiet_B11 = 0.1 * loudness_BN1.mean(axis=1, keepdims=True)
-    alike_BNC = chroma_BNC / (loudness_BN1 + quiet_B11 + 1e-2)
+    alike_BNC = chroma_BNC / (loudness_BN1 + quiet_B11 + 0.1)
     parts = jnp.array_split(alike_BNC, config.num_parts, axis=1)
-    return jnp.concatenate([part_BNC.mean(axis=1) for part_BNC in parts], axis=-1)
+    chroma_BPC = jnp.stack([part_BNC.mean(axis=1) for part_BNC in parts], axis=1)
+    chroma_BPC -= chroma_BPC.mean(axis=-1, keepdims=True)
+    deviation_BP1 = jnp.sqrt(jnp.mean(chroma_BPC**2, axis=-1, keepdims=True))
+    return (chroma_BPC / (deviation_BP1 + 1e-3)).reshape(len(chroma_BPC), -1)
 
 
 def chroma_filters(num_fft: int, sample_rate: int, f_min: float, f_max: float) -> np.ndarray:

@@ -224,6 +224,21 @@ def test_temperature_starts_where_the_config_says():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("share", "alone"), [(0.0, 0), (0.5, 32), (0.999, 64)])
+def test_so_many_rows_are_heard_by_the_chromagram_alone(share, alone):
+    config = dataclasses.replace(TOWERS["resnet with a chromagram"], chromagram_alone=share)
+    variables = initialised(config)
+    deaf = jax.tree.map(np.zeros_like, variables["params"]["audio_tower"])
+    without = {"params": {**variables["params"], "audio_tower": deaf}}
+    rngs = {"dropout": jax.random.key(1), "spec_augment": jax.random.key(2)}
+    embed = jax.jit(functools.partial(MuLan(config).apply, train=True, method="embed_audio"))
+    waveform_BT = sounds(64, config.window_samples)
+    whole_BD, chroma_BD = (embed(v, waveform_BT, rngs=rngs) for v in (variables, without))
+    same_B = np.isclose(whole_BD, chroma_BD, atol=1e-6).all(axis=1)
+    assert abs(same_B.sum() - alone) <= (10 if 0 < alone < 64 else 0)
+
+
+@pytest.mark.slow
 def test_a_fresh_residual_block_is_the_identity_and_strides_shrink():
     config = dataclasses.replace(SMALL_RESNET, stem_pool=False)
     spec_BTF = sounds(1, 40 * 16).reshape(1, 40, 16)
@@ -251,6 +266,8 @@ def test_a_fresh_residual_block_is_the_identity_and_strides_shrink():
         ({"initial_temperature": 1.5}, "initial_temperature is 1.5"),
         ({"min_temperature": 0.2}, "min_temperature"),
         ({"embedding_dim": 1}, "embedding_dim is 1"),
+        ({"chromagram": ChromagramConfig(f_max=900.0)}, "chromagram is .* at 1600 Hz"),
+        ({"chromagram_alone": 1.0}, "chromagram_alone is 1.0"),
     ],
 )
 def test_bad_configs_name_the_field(change, field):

@@ -38,6 +38,9 @@ class MuLanConfig:
         small tower with 8,000 clips does not learn to hear tempo otherwise; None, as in the paper,
         leaves it to the tower.
       chromagram: Likewise, so that it hears keys: no mel band is as narrow as a low semitone.
+      chromagram_alone: Share of the rows in training whose embedding is made of the chromagram
+        alone. Nearly all captions of a batch are told apart without their keys, and a text tower
+        that has learned to pass over them hardly takes them up again.
       spec_augment: Blanking of the spectrogram, in training only.
       embedding_dim: Width D of the shared space.
       window_seconds: What one audio embedding covers.
@@ -53,6 +56,7 @@ class MuLanConfig:
     mel: MelConfig = MelConfig(num_mels=64, f_min=60.0, f_max=7_800.0)
     tempogram: TempogramConfig | None = None
     chromagram: ChromagramConfig | None = None
+    chromagram_alone: float = 0.0
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     embedding_dim: int = 128
     window_seconds: float = 10.0
@@ -91,6 +95,10 @@ class MuLanConfig:
                     f"MuLanConfig.chromagram is {self.chromagram} at {self.sample_rate} Hz; set "
                     "0 < f_min < f_max, at most half the sample rate, and num_parts to 1 or more."
                 )
+        if not 0.0 <= self.chromagram_alone < 1.0:
+            raise ValueError(
+                f"MuLanConfig.chromagram_alone is {self.chromagram_alone}; set it within [0, 1)."
+            )
         if not 0.0 < self.window_stride_seconds <= self.window_seconds:
             raise ValueError(
                 f"MuLanConfig.window_stride_seconds is {self.window_stride_seconds}; set it above "
@@ -180,19 +188,24 @@ class MuLan(nn.Module):
                 f"{config.window_samples}; use embed_audio_windows for other lengths."
             )
         spec_BNF = standardise(log_mel(waveform_BT, config.mel))
-        beside = []
+        rhythm = []
         if config.tempogram is not None:
-            beside.append(nn.relu(self.rhythm(tempogram(spec_BNF, config.tempogram))))
-        if config.chromagram is not None:
-            chroma_BC = chromagram(waveform_BT, config.mel, config.chromagram)
-            beside.append(nn.relu(self.harmony(chroma_BC)))
+            rhythm.append(nn.relu(self.rhythm(tempogram(spec_BNF, config.tempogram))))
         if train:
             spec_BNF = spec_augment(self.make_rng("spec_augment"), spec_BNF, config.spec_augment)
         if config.resnet is not None:
             features = self.audio_tower(spec_BNF)
         else:
             features = self.audio_tower(spec_BNF, train=train)
-        return unit(self.audio_projection(jnp.concatenate([features, *beside], axis=-1)))
+        heard = [features, *rhythm]
+        if config.chromagram is not None:
+            if train:
+                key, share = self.make_rng("dropout"), config.chromagram_alone
+                alone_B1 = jax.random.bernoulli(key, share, (len(features), 1))
+                heard = [jnp.where(alone_B1, 0.0, part) for part in heard]
+            chroma_BC = chromagram(waveform_BT, config.mel, config.chromagram)
+            heard.append(nn.relu(self.harmony(chroma_BC)))
+        return unit(self.audio_projection(jnp.concatenate(heard, axis=-1)))
 
     def embed_text(self, text_ids_BL: jax.Array, *, train: bool = False) -> jax.Array:
         """Unit vectors [B, D] of word pieces; columns of padding change nothing."""
