@@ -39,8 +39,8 @@ class MuLanConfig:
         leaves it to the tower.
       chromagram: Likewise, so that it hears keys: no mel band is as narrow as a low semitone.
       chromagram_alone: Share of the rows in training whose embedding is made of the chromagram
-        alone. Nearly all captions of a batch are told apart without their keys, and a text tower
-        that has learned to pass over them hardly takes them up again.
+        alone. Nearly all captions of a batch are told apart without their keys; so both towers
+        take them up sooner.
       spec_augment: Blanking of the spectrogram, in training only.
       embedding_dim: Width D of the shared space.
       window_seconds: What one audio embedding covers.
