@@ -61,8 +61,8 @@ RAW = $(RUN)/models
 BUNDLE = $(RUN)/bundle
 PY = .venv/bin/python -m
 # XLA asks for its buffers anew at every step: handing them back to the kernel in between, in small
-# pages, costs a quarter of the time on a CPU. Of several arenas only the main one keeps large ones.
-KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1
+# pages, costs a quarter of the time on a CPU. Steps one by one, or the buffers of three are kept.
+KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736 JAX_CPU_ENABLE_ASYNC_DISPATCH=false
 TRAIN = $(KEEP_MEMORY) .venv/bin/musiclm train
 FIT = .venv/bin/musiclm fit
 bind = --gin_bindings='$(1)="$(2)"'
