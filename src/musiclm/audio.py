@@ -304,7 +304,7 @@ def chromagram(waveform_BT: jax.Array, spectrum: MelConfig, config: ChromagramCo
     The octaves of a frame's spectrum are folded into one (Fujishima, ICMC 1999) and its floor and
     loudness taken away, so that frames count alike but for those that are all but silent. The
     twelve numbers of a part have mean 0 and deviation 1, as where keys are told by correlation
-    (Krumhansl 1990); those of silence are 0.
+    (Krumhansl 1990); those of silence are all but 0.
 
     Args:
       waveform_BT: f32, with `num_parts` frames or more.
