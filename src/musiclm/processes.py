@@ -66,9 +66,9 @@ def fail_alone(code: int, *, timeout_seconds: float = 10.0) -> None:
 
     They may wait for it, in a collective or at a barrier. JAX would have it wait for them in turn,
     for minutes, and abort all: a launcher would see that and not the code. It waits for a moment
-    here: where all fail alike each should end with its own code, and the first process takes the
-    coordination service along. What Python says of an exception comes before. Alone, it exits as
-    ever.
+    here: where all fail alike each ends with its own code, and they part before the first process
+    takes the coordination service along. What Python says of an exception comes before. Alone, it
+    exits as ever.
 
     Args:
       code: that it ends with.
@@ -83,6 +83,7 @@ def _exit_alone(code: int, timeout_seconds: float) -> NoReturn:
     try:
         with contextlib.suppress(Exception):  # the others go on, or the service is gone
             barrier("failed", timeout_seconds)
+            jax.distributed.shutdown()
         with contextlib.suppress(OSError):  # nobody reads
             sys.stdout.flush()
             sys.stderr.flush()
