@@ -61,9 +61,14 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["soundstream", "w2v_bert", "mulan", "semantic", "coarse"])
+@pytest.mark.parametrize("model", ["w2v_bert", "mulan", "coarse"])
 def test_base_runs_fit_256_chips(model, capsys):
-    """The fine stage is the coarse one's program with shorter rows, and SoundStorm comes next."""
+    """Those that could fail to. The report on all is docs/compile_report.md.
+
+    The semantic and the fine stage are the coarse one's program with shorter rows, SoundStorm comes
+    next, and SoundStream, which takes libtpu the longest, has its weights whole on every chip and
+    needs a quarter of the memory.
+    """
     command = ["compile", "--quick", "--json", "--topology", "v5e:16x16", "--gin_file"]
     assert main.main([*command, run_file(model)]) == exit_codes.DONE
     report = json.loads(capsys.readouterr().out)
