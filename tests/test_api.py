@@ -84,6 +84,7 @@ def test_sampling_reaches_the_stages(model):
     np.testing.assert_array_equal(one.samples, three.samples)
 
 
+@pytest.mark.slow
 def test_stages_may_keep_int8(model, tiny_bundle):
     kept = musiclm.MusicLM.from_pretrained(tiny_bundle, int8=["cache", "weights"])
     clip = kept.generate("slow piano", seconds=0.5, seed=1)
@@ -114,6 +115,7 @@ def test_a_bundle_may_say_how_it_is_best_sampled(tiny_bundle):
         musiclm.MusicLM(dataclasses.replace(loaded, sampling={"medium": {}}))
 
 
+@pytest.mark.slow
 def test_acoustic_tokens_may_be_decoded_in_parallel(model):
     one = model.generate("slow piano", seconds=2.5, seed=1)
     two = model.generate("slow piano", seconds=2.5, seed=1, decoding="parallel")
@@ -164,6 +166,7 @@ def test_wrong_sampling(model, sampling):
         model.generate("slow piano", seconds=0.5, sampling=sampling)
 
 
+@pytest.mark.slow
 def test_a_sound_is_continued(model, tmp_path):
     """The clip begins with the tokens of the sound's last whole seconds, at the codec's rate."""
     rng = np.random.default_rng(0)
@@ -206,6 +209,7 @@ def hummed(path, *frequencies):
     return path
 
 
+@pytest.mark.slow
 def test_a_melody_is_followed(melody_bundle, tmp_path):
     model = musiclm.MusicLM.from_pretrained(melody_bundle, melody=Pitches())
     assert model.melody_shape == (3, 2)
@@ -252,6 +256,7 @@ def test_wrong_melodies(model, melody_bundle, tmp_path):
             music.plans("slow piano", seconds=0.5, melody=melody)
 
 
+@pytest.mark.slow
 def test_the_best_of_several_is_kept(model):
     kept = model.generate(["slow piano", "fast flute"], seconds=0.5, seed=3, best_of=3)
     for i, clip in enumerate(kept):

@@ -172,6 +172,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_to_any_file_is_detected_or_harmless(saved, tmp_path, damage):
     """Each file of the newest checkpoint in turn; what comes back is it or the one before."""
@@ -371,6 +372,7 @@ def element_flips(array):
             yield jnp.asarray(changed.reshape(raw.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", "bool"]
 )
@@ -385,6 +387,7 @@ def test_a_fingerprint_sees_every_bit(dtype):
         assert other[8:] != whole[8:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("a", "b"),
     [

@@ -58,6 +58,7 @@ def ablate(file, out, train, seeds=2, bindings=(), **options):
     return ablation_runs.ablate(study, runs, out, "study", train, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", STUDIES, ids=[path.stem for path in STUDIES])
 def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, corpus):
     """Every variant differs from the first, and can be made; no data set needs to be there."""

@@ -33,6 +33,7 @@ def run_file(model):
     return str(RUNS / f"{model}.gin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_base_run_is_whole(model):
     """What the file says must be set is all that must be; the program can then be built."""

@@ -62,6 +62,7 @@ def test_the_figures_are_means_over_the_reports(measurement, tmp_path):
     assert found != measurement.measure(tmp_path / "other", tmp_path / "cache", seed=2)
 
 
+@pytest.mark.slow
 def test_another_layer_is_clustered(measurement, tmp_path):
     """The tokenizer that comes of it listens to that layer."""
     config = bundle.load_component(measurement.fit.keywords["model"].parent, "w2v_bert").config

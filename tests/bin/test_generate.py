@@ -285,6 +285,7 @@ def test_signals_leave_nothing(tmp_path, signum, code):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_story_and_a_sound_that_goes_on(tiny_bundle, tmp_path):
     story = tmp_path / "story.yaml"
     story.write_text("2: fast flute\n0: slow piano\n")

@@ -109,7 +109,7 @@ def test_a_training_that_a_measurement_calls_is_planned_with_it(make_study, monk
     bad = "\nscoped/optim.OptimizerConfig.warmup_steps = 8"
     with pytest.raises(errors.UserError, match="warmup_steps is 8 of 5 steps"):
         plan(4, "scoped/", bad)
-    with pytest.raises(errors.UserError, match="missing a required .*'task'"):
+    with pytest.raises(errors.UserError, match=r"missing a required .*'task'"):
         ablation_plan.plan([make_study(BARE)], [], 1)
 
 

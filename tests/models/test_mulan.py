@@ -195,6 +195,7 @@ def test_a_wrong_window_is_refused():
         MuLan(SMALL).apply(initialised(SMALL), sounds(1, 3000), method="embed_audio")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["resnet", "resnet over time"])
 def test_spec_augment_acts_in_training_only(tower):
     config = TOWERS[tower]

@@ -81,6 +81,7 @@ def test_default_is_musiclms():
     assert _num_parameters(config) == pytest.approx(8.4e6, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, SPECTRAL])
 def test_no_frame_hears_past_its_hop_and_window(config):
     model, variables, waveform_BT = _codec(config)
@@ -187,6 +188,7 @@ def _ranks_of_flux(waveform_BT, places):
     return [np.mean(rises_N < rises_N[place // 32 - 6]) for place in places]
 
 
+@pytest.mark.slow
 def test_spectra_in_pieces_make_sound_without_seams():
     config = SpectrumConfig()
     wanted_BNF = np.asarray(_analyse(config, _notes(5.0)))

@@ -83,6 +83,7 @@ def t5_bias(heads, length, max_distance):
     return table[attention.relative_buckets(length, 8, max_distance)].T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "max_distance"),
     # A tile alone; tiles without a bias; a bias between tiles; all of them with a bias.

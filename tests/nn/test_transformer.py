@@ -33,6 +33,7 @@ def written_down(params, x_BTM, dtype):
     return jnp.einsum("btf,fm->btm", inner_BTF, kernels["down"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
 @pytest.mark.parametrize("gated", [True, False])
 def test_feed_forward_and_its_gradients_are_those_written_down(gated, dtype, tolerance):

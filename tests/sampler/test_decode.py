@@ -135,6 +135,7 @@ def test_greedy_equals_teacher_forcing(short_spans, stage, gated, time_embedding
     assert len(np.unique(codes)) > 3  # not one code over and over, which would prove little
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [{}, INT8])
 def test_xla_decodes_what_our_kernels_do(request, kept):
     config, params = model("coarse")
@@ -153,6 +154,7 @@ def test_a_cpu_decodes_a_bfloat16_model_in_float32():
     np.testing.assert_array_equal(codes, Stage(config, params).generate(*asked))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])
 def test_a_melody_is_followed_as_in_training(short_spans, stage):
     config, params = model(stage, spec=TUNED)
@@ -175,6 +177,7 @@ def test_a_melody_is_followed_as_in_training(short_spans, stage):
     assert (Stage(config, params).generate(other, keys(0, 1), sampling) != codes).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt_frames", [1, 9])
 @pytest.mark.parametrize("rotary", [False, True])
 def test_prompt_is_kept_and_continued(short_spans, prompt_frames, rotary):
@@ -276,6 +279,7 @@ def test_settings_compile_nothing():
     assert decode.decode_until._cache_size() == compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "kept"), [(1.0, {}), (3.0, {}), (3.0, INT8)])
 def test_prompts_of_any_length_share_a_batch(short_spans, guidance, kept):
     """Whether a prompt is looked at in one go or step by step, it is kept and continued."""
@@ -297,6 +301,7 @@ def test_prompts_of_any_length_share_a_batch(short_spans, guidance, kept):
     assert (stepwise[0, 4:] != whole[0, 4:]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize(
     ("filtered", "int8_weights", "int8_cache"),
@@ -378,6 +383,7 @@ def test_int8_is_counted_as_it_is_kept():
     assert kept == vectors // tokens * layout.sequence_length * (sizes.head_dim + 4)
 
 
+@pytest.mark.slow
 def test_weights_of_int8_have_no_copy_of_floats():
     sizes = TransformerConfig(num_layers=8, model_dim=64, num_heads=2, head_dim=32, mlp_dim=256)
     config = TokenLMConfig(layout=StageLayout.of("semantic", SPEC), transformer=sizes)
@@ -439,6 +445,7 @@ def rounded(x, axis):
     return int8.dequantize(int8.quantize(jnp.asarray(x), axis), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "gated"), [("coarse", True), ("semantic", False)])
 def test_int8_weights_are_a_model_of_rounded_ones(coarse_int8, short_spans, stage, gated):
     config, params = model(stage, gated)
@@ -453,6 +460,7 @@ def test_int8_weights_are_a_model_of_rounded_ones(coarse_int8, short_spans, stag
     assert (codes != teacher_forced(config, params, condition, codes)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "rotary"), [("coarse", False), ("fine", True)])
 def test_an_int8_cache_is_attention_to_rounded_vectors(
     coarse_int8, short_spans, monkeypatch, stage, rotary

@@ -141,6 +141,7 @@ def test_greedy_decoding_equals_the_algorithm_written_out(prompt_frames):
     assert len(np.unique(codes_BTQ)) > 3  # not one code over and over, which would prove little
 
 
+@pytest.mark.slow
 def test_guidance_moves_away_from_the_null_condition():
     condition, prompt_BTQ = conditions(3), made(3, 2)
     sampling = Sampling(temperature=0.0, guidance=3.0)

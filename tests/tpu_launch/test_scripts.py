@@ -346,6 +346,7 @@ time.sleep(60)
     assert _calls(tmp_path) == [["scontrol", "requeue", environment["SLURM_JOB_ID"]]]
 
 
+@pytest.mark.slow
 def test_jax_finds_its_peers_in_slurm(make_job, programs, tmp_path):
     group = """
 import os

@@ -212,6 +212,7 @@ def test_processes_die_with_the_supervisor(supervise, tmp_path):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_jax_forms_a_group(supervise, tmp_path):
     program = """
 del os.environ["XLA_FLAGS"]  # one device is enough

@@ -199,6 +199,7 @@ def test_bad_settings_are_named():
         dataclasses.replace(task(), condition_dropout=1.0)
 
 
+@pytest.mark.slow
 def test_microbatches_make_the_same_update(untrained):
     """In parts or at once: the losses are means over rows of one length."""
     _, state, step = untrained

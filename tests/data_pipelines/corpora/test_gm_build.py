@@ -221,6 +221,7 @@ def test_goes_on_after_a_kill_and_grows(corpus, tmp_path):
         gm_build.build(out, 12, seed=4, progress=False)
 
 
+@pytest.mark.slow
 def test_lost_and_late_renderers(tmp_path):
     job = clip.Job(seed=3, held_out=False, seconds=10.0, sample_rate=RATE)
     worker = Worker(job, synth.find_soundfont(), tmp_path, timeout=60)
