@@ -10,7 +10,7 @@ import pytest
 
 from musiclm.audio import ChromagramConfig, MelConfig, TempogramConfig
 from musiclm.models.ast import AstConfig
-from musiclm.models.bert import BertConfig
+from musiclm.models.bert import POOLINGS, Bert, BertConfig
 from musiclm.models.mulan import MuLan, MuLanConfig
 from musiclm.models.resnet import ResNet, ResNetConfig
 from musiclm.nn.encoder import EncoderConfig
@@ -158,15 +158,35 @@ def test_loudness_hardly_matters():
     assert (soft_BD * loud_BD).sum(1).min() > 0.999
 
 
-def test_padding_does_not_change_a_text():
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_does_not_change_a_text(pooling):
+    config = dataclasses.replace(SMALL, bert=dataclasses.replace(SMALL.bert, pooling=pooling))
     short_BL = np.array([[2, 5, 6, 3]] * 3, np.int32)
     long_BL = np.pad(short_BL, ((0, 0), (0, 8)))
-    embed = method(SMALL, "embed_text")
+    embed = method(config, "embed_text")
     short_BD, long_BD, other_BD = (
         np.asarray(embed(ids_BL)) for ids_BL in (short_BL, long_BL, short_BL[:, [0, 2, 1, 3]])
     )
     np.testing.assert_allclose(short_BD, long_BD, atol=1e-6)
     assert np.abs(short_BD - other_BD).max() > 1e-4  # order does
+
+
+def test_in_the_mean_every_word_is_heard_whatever_attention_does():
+    ids_BL = jnp.array([[2, 5, 6, 3]], jnp.int32)
+    changed_BL = ids_BL.at[0, 2].set(9)
+
+    def difference(pooling):
+        tower = Bert(dataclasses.replace(SMALL.bert, pooling=pooling))
+        params = tower.init(jax.random.key(0), ids_BL, train=False)["params"]
+        attention = params["encoder"]["layers"]["attention"]
+        params["encoder"]["layers"]["attention"] = jax.tree.map(jnp.zeros_like, attention)
+        one_BD, other_BD = (
+            tower.apply({"params": params}, x_BL, train=False) for x_BL in (ids_BL, changed_BL)
+        )
+        return jnp.abs(one_BD - other_BD).max()
+
+    assert difference("mean") > 0.1
+    assert difference("first") == 0.0
 
 
 @pytest.mark.parametrize("length", [3200, 3201, 4000, 7300])
@@ -289,3 +309,5 @@ def test_bad_tower_configs_name_the_field():
         BertConfig(encoder=EncoderConfig(norm_first=True))
     with pytest.raises(ValueError, match="max_length is 2"):
         BertConfig(max_length=2)
+    with pytest.raises(ValueError, match="pooling is 'max'; set it to one of first, mean"):
+        BertConfig(pooling="max")

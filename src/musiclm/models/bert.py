@@ -1,4 +1,4 @@
-"""BERT text encoder: word pieces to the [CLS] position's pooled output.
+"""BERT text encoder: word pieces to one vector.
 
 Shapes: B batch, L word pieces, D model width.
 """
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from musiclm.nn.encoder import Encoder, EncoderConfig
 
 PAD_ID = 0
+POOLINGS = ("first", "mean")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,16 @@ class BertConfig:
       encoder: The Transformer; `norm_first` must be off, as in BERT.
       vocab_size: Word pieces, the padding id 0 included.
       max_length: Positions, [CLS] and [SEP] included.
+      pooling: What stands for the text: "first", a layer and tanh over the output of [CLS], as in
+        BERT; or "mean", the mean of all outputs. [CLS] hears only what attention brings it, and a
+        small tower that starts from nothing attends to what tells most texts apart and then goes
+        on without the rest; in the mean every word is heard from the first step on.
     """
 
     encoder: EncoderConfig = EncoderConfig(norm_epsilon=1e-12)
     vocab_size: int = 30_522
     max_length: int = 512
+    pooling: str = "first"
 
     def __post_init__(self):
         if self.encoder.norm_first:
@@ -37,6 +43,10 @@ class BertConfig:
             raise ValueError(
                 f"BertConfig.max_length is {self.max_length}; [CLS], [SEP] and one piece need 3."
             )
+        if self.pooling not in POOLINGS:
+            raise ValueError(
+                f"BertConfig.pooling is {self.pooling!r}; set it to one of {', '.join(POOLINGS)}."
+            )
 
 
 class Bert(nn.Module):
@@ -46,7 +56,7 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, text_ids_BL: jax.Array, *, train: bool) -> jax.Array:
-        """Returns pooled [CLS] features [B, D], float32.
+        """Returns features [B, D], float32; see `BertConfig.pooling`.
 
         Args:
           text_ids_BL: int32, [CLS] first, 0 after the end.
@@ -71,5 +81,7 @@ class Bert(nn.Module):
         x_BLD = nn.Dropout(config.encoder.dropout_rate, deterministic=not train)(x_BLD)
         mask_BL = text_ids_BL != PAD_ID
         x_BLD = Encoder(config.encoder, name="encoder")(x_BLD, mask_BL, train=train)
+        if config.pooling == "mean":
+            return x_BLD.astype(jnp.float32).mean(axis=1, where=mask_BL[..., None])
         first_BD = x_BLD[:, 0].astype(jnp.float32)
         return jnp.tanh(nn.Dense(width, kernel_init=init, name="pooler")(first_BD))
