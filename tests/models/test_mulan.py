@@ -245,18 +245,26 @@ def test_temperature_starts_where_the_config_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("share", "alone"), [(0.0, 0), (0.5, 32), (0.999, 64)])
-def test_so_many_rows_are_heard_by_the_chromagram_alone(share, alone):
-    config = dataclasses.replace(TOWERS["resnet with a chromagram"], chromagram_alone=share)
+@pytest.mark.parametrize(("alone", "dropped"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.25, 0.5)])
+def test_so_many_rows_are_heard_by_the_chromagram_alone_or_without_it(alone, dropped):
+    config = dataclasses.replace(
+        TOWERS["resnet with a chromagram"], chromagram_alone=alone, chromagram_dropped=dropped
+    )
     variables = initialised(config)
-    deaf = jax.tree.map(np.zeros_like, variables["params"]["audio_tower"])
-    without = {"params": {**variables["params"], "audio_tower": deaf}}
     rngs = {"dropout": jax.random.key(1), "spec_augment": jax.random.key(2)}
     embed = jax.jit(functools.partial(MuLan(config).apply, train=True, method="embed_audio"))
     waveform_BT = sounds(64, config.window_samples)
-    whole_BD, chroma_BD = (embed(v, waveform_BT, rngs=rngs) for v in (variables, without))
-    same_B = np.isclose(whole_BD, chroma_BD, atol=1e-6).all(axis=1)
-    assert abs(same_B.sum() - alone) <= (10 if 0 < alone < 64 else 0)
+    whole_BD = embed(variables, waveform_BT, rngs=rngs)
+
+    def unmoved_by(part):
+        deaf = jax.tree.map(np.zeros_like, variables["params"][part])
+        without = {"params": {**variables["params"], part: deaf}}
+        return np.isclose(whole_BD, embed(without, waveform_BT, rngs=rngs), atol=1e-6).all(axis=1)
+
+    alone_B, dropped_B = unmoved_by("audio_tower"), unmoved_by("harmony")
+    assert not (alone_B & dropped_B).any()
+    for found_B, share in ((alone_B, alone), (dropped_B, dropped)):
+        assert abs(found_B.sum() - 64 * share) <= (10 if share else 0)
 
 
 @pytest.mark.slow
@@ -288,7 +296,11 @@ def test_a_fresh_residual_block_is_the_identity_and_strides_shrink():
         ({"min_temperature": 0.2}, "min_temperature"),
         ({"embedding_dim": 1}, "embedding_dim is 1"),
         ({"chromagram": ChromagramConfig(f_max=900.0)}, "chromagram is .* at 1600 Hz"),
-        ({"chromagram_alone": 1.0}, "chromagram_alone is 1.0"),
+        ({"chromagram_alone": -0.1}, "chromagram_alone is -0.1"),
+        (
+            {"chromagram_alone": 0.5, "chromagram_dropped": 0.5},
+            "chromagram_alone is 0.5, chromagram_dropped is 0.5",
+        ),
     ],
 )
 def test_bad_configs_name_the_field(change, field):

@@ -41,6 +41,7 @@ class MuLanConfig:
       chromagram_alone: Share of the rows in training whose embedding is made of the chromagram
         alone. Nearly all captions of a batch are told apart without their keys; so both towers
         take them up sooner.
+      chromagram_dropped: Share of the rows that go without it, and must be told apart by the rest.
       spec_augment: Blanking of the spectrogram, in training only.
       embedding_dim: Width D of the shared space.
       window_seconds: What one audio embedding covers.
@@ -57,6 +58,7 @@ class MuLanConfig:
     tempogram: TempogramConfig | None = None
     chromagram: ChromagramConfig | None = None
     chromagram_alone: float = 0.0
+    chromagram_dropped: float = 0.0
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
     embedding_dim: int = 128
     window_seconds: float = 10.0
@@ -95,9 +97,11 @@ class MuLanConfig:
                     f"MuLanConfig.chromagram is {self.chromagram} at {self.sample_rate} Hz; set "
                     "0 < f_min < f_max, at most half the sample rate, and num_parts to 1 or more."
                 )
-        if not 0.0 <= self.chromagram_alone < 1.0:
+        alone, dropped = self.chromagram_alone, self.chromagram_dropped
+        if min(alone, dropped) < 0.0 or not alone + dropped < 1.0:
             raise ValueError(
-                f"MuLanConfig.chromagram_alone is {self.chromagram_alone}; set it within [0, 1)."
+                f"MuLanConfig.chromagram_alone is {alone}, chromagram_dropped is {dropped}; set both "
+                "to 0 or more, and below 1 together."
             )
         if not 0.0 < self.window_stride_seconds <= self.window_seconds:
             raise ValueError(
@@ -199,12 +203,15 @@ class MuLan(nn.Module):
             features = self.audio_tower(spec_BNF, train=train)
         heard = [features, *rhythm]
         if config.chromagram is not None:
-            if train:
-                key, share = self.make_rng("dropout"), config.chromagram_alone
-                alone_B1 = jax.random.bernoulli(key, share, (len(features), 1))
-                heard = [jnp.where(alone_B1, 0.0, part) for part in heard]
             chroma_BC = chromagram(waveform_BT, config.mel, config.chromagram)
-            heard.append(nn.relu(self.harmony(chroma_BC)))
+            harmony_BD = nn.relu(self.harmony(chroma_BC))
+            if train:
+                draw_B1 = jax.random.uniform(self.make_rng("dropout"), (len(features), 1))
+                alone_B1 = draw_B1 < config.chromagram_alone
+                dropped_B1 = draw_B1 >= 1.0 - config.chromagram_dropped
+                heard = [jnp.where(alone_B1, 0.0, part) for part in heard]
+                harmony_BD = jnp.where(dropped_B1, 0.0, harmony_BD)
+            heard.append(harmony_BD)
         return unit(self.audio_projection(jnp.concatenate(heard, axis=-1)))
 
     def embed_text(self, text_ids_BL: jax.Array, *, train: bool = False) -> jax.Array:
