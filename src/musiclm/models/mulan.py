@@ -100,8 +100,8 @@ class MuLanConfig:
         alone, dropped = self.chromagram_alone, self.chromagram_dropped
         if min(alone, dropped) < 0.0 or not alone + dropped < 1.0:
             raise ValueError(
-                f"MuLanConfig.chromagram_alone is {alone}, chromagram_dropped is {dropped}; set both "
-                "to 0 or more, and below 1 together."
+                f"MuLanConfig.chromagram_alone is {alone}, chromagram_dropped is {dropped}; set "
+                "both to 0 or more, and below 1 together."
             )
         if not 0.0 < self.window_stride_seconds <= self.window_seconds:
             raise ValueError(
