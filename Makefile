@@ -106,10 +106,15 @@ TOKENS = $(RUN)/tokens/train.path $(RUN)/tokens/validation.path
 splits = $(call bind,TRAIN,$(shell cat $(RUN)/$(1)/train.path)) \
 	$(call bind,VALIDATION,$(shell cat $(RUN)/$(1)/validation.path))
 
-$(RAW)/mulan.safetensors: $(RUN)/vocabulary.json $(SOUND)
+$(RAW)/bert.safetensors: $(RUN)/vocabulary.json $(SOUND)
+	$(TRAIN) --gin_file=gin/train/mini/bert.gin $(call splits,sound) \
+		$(call bind,VOCABULARY,$<) $(call bind,WORKDIR,$(RUN)/bert) \
+		$(call bind,COMPONENT,$(RAW)/bert)
+
+$(RAW)/mulan.safetensors: $(RAW)/bert.safetensors
 	$(TRAIN) --gin_file=gin/train/mini/mulan.gin $(call splits,sound) \
-		$(call bind,VOCABULARY,$<) $(call bind,WORKDIR,$(RUN)/mulan) \
-		$(call bind,COMPONENT,$(RAW)/mulan)
+		$(call bind,VOCABULARY,$(RUN)/vocabulary.json) $(call bind,START,$(RAW)/bert) \
+		$(call bind,WORKDIR,$(RUN)/mulan) $(call bind,COMPONENT,$(RAW)/mulan)
 
 $(BUNDLE)/mulan.safetensors: $(RAW)/mulan.safetensors
 	$(FIT) --gin_file=gin/train/mini/mulan_quantizer.gin $(call splits,sound) \

@@ -11,7 +11,12 @@ import seqio
 
 from data_pipelines import manifest
 from data_pipelines.feed import tasks
-from data_pipelines.feed.converter import AudioConverter, PrefixDecoderConverter, sequence_lengths
+from data_pipelines.feed.converter import (
+    AudioConverter,
+    PrefixDecoderConverter,
+    TextConverter,
+    sequence_lengths,
+)
 from data_pipelines.feed.examples import CAPTION_WEIGHTS
 from data_pipelines.feed.source import Place
 from data_pipelines.feed.tasks import Corpus
@@ -138,6 +143,32 @@ def audio_text_pairs(
     lengths = {"audio": round(seconds * sample_rate), "text_ids": max_text_tokens}
     place = Place(places[0], num_places, tuple(places), batch_size, start_step)
     return _iterate(name, lengths, AudioConverter(with_text=True), split, seed, place)
+
+
+def texts(
+    *,
+    corpora: Sequence[Corpus],
+    vocabulary: str,
+    max_text_tokens: int,
+    split: str = "train",
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    places: Sequence[int] = (0,),
+    num_places: int = 1,
+) -> Iterator[Batch]:
+    """Captions without their sound: batches {"text_ids": int32 [B, L]}.
+
+    Args:
+      corpora, vocabulary, max_text_tokens: see `audio_text_pairs`.
+      split, seed, batch_size, start_step, places, num_places: see `token_sequences`.
+
+    Raises:
+      shards.ShardError: a data set is missing or damaged.
+    """
+    name = tasks.register_text(corpora, WordPiece.load(vocabulary), max_text_tokens)
+    place = Place(places[0], num_places, tuple(places), batch_size, start_step)
+    return _iterate(name, {"text_ids": max_text_tokens}, TextConverter(), split, seed, place)
 
 
 def captions(*, corpus: str, split: str = "train") -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows of tokens and of sound: read, cropped and drawn, a whole host batch at once.
+"""Rows of tokens, of sound and of texts: read, cropped and drawn, a whole host batch at once.
 
 What a row holds depends on (seed, row) alone, see rows.py.
 
@@ -7,6 +7,7 @@ of all rows, L text tokens.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -257,25 +258,57 @@ class AudioExamples:
             del samples_T
             captions.append(record.get("captions"))
         if self._vocabulary is not None:
-            batch["text_ids"] = self._encode(captions, rows_R, seed)
+            texts = _draw_texts(self.records.folder, captions, rows_R, seed)
+            length = self.shapes["text_ids"][0]
+            batch["text_ids"] = self._vocabulary.encode(texts, length, overlong="truncate")
         return batch
 
-    def _encode(self, records: Sequence[bytes], rows_R: np.ndarray, seed: int) -> np.ndarray:
-        captions = [json.loads(record) for record in records]
-        if not all(captions):
-            raise shards.ShardError(
-                f"{self.records.folder} has windows without captions: pack a corpus in which every "
-                "clip has one"
-            )
-        flat = [caption for of_row in captions for caption in of_row]
-        kinds_N = np.array([manifest.CAPTION_KINDS.index(caption["kind"]) for caption in flat])
-        chosen_R = choose_captions(
-            kinds_N,
-            np.array([len(of_row) for of_row in captions]),
-            rows.uniform(seed, rows_R, Purpose.CAPTION),
+
+class TextExamples:
+    """The word pieces of captions, without their sound."""
+
+    def __init__(self, folder: str, *, vocabulary: WordPiece, max_text_tokens: int):
+        """Opens a data set of sound.
+
+        Args:
+          folder: of the data set.
+          vocabulary: of the captions.
+          max_text_tokens: L; longer captions lose their ends.
+
+        Raises:
+          shards.ShardError: no such data set.
+        """
+        self.records = open_records(folder, ("captions",))
+        self._vocabulary = vocabulary
+        self.shapes: dict[str, tuple[int, ...]] = {"text_ids": (max_text_tokens,)}
+        self.dtypes = {"text_ids": "int32"}
+
+    def make(self, rows_R: np.ndarray, *, seed: int, shuffle: bool) -> Batch:
+        """{"text_ids": int32 [R, L]}."""
+        records = self.records.read(rows_R, seed=seed, shuffle=shuffle)
+        captions = [record["captions"] for record in records]
+        texts = _draw_texts(self.records.folder, captions, rows_R, seed)
+        length = self.shapes["text_ids"][0]
+        return {"text_ids": self._vocabulary.encode(texts, length, overlong="truncate")}
+
+
+def _draw_texts(
+    folder: os.PathLike, records: Sequence[bytes], rows_R: np.ndarray, seed: int
+) -> list[str]:
+    """One caption of each row's."""
+    captions = [json.loads(record) for record in records]
+    if not all(captions):
+        raise shards.ShardError(
+            f"{folder} has windows without captions: pack a corpus in which every clip has one"
         )
-        texts = [flat[caption]["text"] for caption in chosen_R]
-        return self._vocabulary.encode(texts, self.shapes["text_ids"][0], overlong="truncate")
+    flat = [caption for of_row in captions for caption in of_row]
+    kinds_N = np.array([manifest.CAPTION_KINDS.index(caption["kind"]) for caption in flat])
+    chosen_R = choose_captions(
+        kinds_N,
+        np.array([len(of_row) for of_row in captions]),
+        rows.uniform(seed, rows_R, Purpose.CAPTION),
+    )
+    return [flat[caption]["text"] for caption in chosen_R]
 
 
 def choose_window(

@@ -13,7 +13,13 @@ import seqio
 import tensorflow as tf
 
 from data_pipelines import shards
-from data_pipelines.feed.examples import CAPTION_WEIGHTS, AudioExamples, Examples, TokenExamples
+from data_pipelines.feed.examples import (
+    CAPTION_WEIGHTS,
+    AudioExamples,
+    Examples,
+    TextExamples,
+    TokenExamples,
+)
 from data_pipelines.feed.source import RowMixture, RowSource
 from musiclm.tokens.layout import StageLayout
 from musiclm.tokens.wordpiece import WordPiece
@@ -113,12 +119,7 @@ def register_audio(
     """
     features = {"audio": seqio.ContinuousFeature(dtype=tf.int16, rank=2)}
     if vocabulary is not None:
-        features["text_ids"] = seqio.Feature(
-            vocabulary=seqio.PassThroughVocabulary(vocabulary.vocab_size),
-            add_eos=False,
-            dtype=tf.int32,
-            rank=2,
-        )
+        features["text_ids"] = _pieces(vocabulary)
 
     def open_folder(folder: str) -> AudioExamples:
         return AudioExamples(
@@ -131,6 +132,28 @@ def register_audio(
 
     kind = "audio" if vocabulary is None else "audio_text"
     return _register(corpora, kind, features, open_folder)
+
+
+def register_text(corpora: Sequence[Corpus], vocabulary: WordPiece, max_text_tokens: int) -> str:
+    """Registers the corpora's tasks of captions alone.
+
+    Args:
+      corpora: of sound data sets.
+      vocabulary, max_text_tokens: see `TextExamples`.
+
+    Returns:
+      The name to get: "gm_text", "gm_fma_text" for a mixture.
+    """
+
+    def open_folder(folder: str) -> TextExamples:
+        return TextExamples(folder, vocabulary=vocabulary, max_text_tokens=max_text_tokens)
+
+    return _register(corpora, "text", {"text_ids": _pieces(vocabulary)}, open_folder)
+
+
+def _pieces(vocabulary: WordPiece) -> seqio.Feature:
+    passed = seqio.PassThroughVocabulary(vocabulary.vocab_size)
+    return seqio.Feature(vocabulary=passed, add_eos=False, dtype=tf.int32, rank=2)
 
 
 def _register(

@@ -69,7 +69,7 @@ def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, c
     if macros:
         bindings.append("loop.train.data=''")
     if "START" in text:
-        bindings.append("soundstream.SoundStreamTask.start=None")
+        bindings.append("START=None")
     if "CORPUS" in text:
         bindings.append(f"CORPUS={str(corpus)!r}")
     if "sampled_clips" in text:

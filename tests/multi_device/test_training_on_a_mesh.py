@@ -27,6 +27,7 @@ from musiclm.nn.transformer import TransformerConfig
 from musiclm.token_spec import TokenSpec
 from musiclm.tokens.layout import StageLayout
 from musiclm.training import optim, program
+from musiclm.training.bert import BertTask
 from musiclm.training.mulan import MuLanTask
 from musiclm.training.soundstorm import SoundStormTask
 from musiclm.training.soundstream import SoundStreamTask
@@ -37,12 +38,14 @@ optimizer = optim.OptimizerConfig(learning_rate=1e-3, warmup_steps=0, total_step
 tokens = TokenSpec(sample_rate=1600, num_acoustic_codebooks=3, acoustic_codebook_size=8,
     num_coarse_codebooks=2, semantic_vocab_size=8, num_mulan_codebooks=2, mulan_codebook_size=8,
     coarse_window_seconds=0.2)
+bert = BertConfig(vocab_size=20, max_length=6, encoder=EncoderConfig(
+    num_layers=1, model_dim=8, num_heads=2, ffn_dim=16, dropout_rate=0.1))
 TASKS = {
+    "bert": BertTask(optimizer=optimizer, config=bert),
     "mulan": MuLanTask(optimizer=optimizer, config=MuLanConfig(
         resnet=ResNetConfig(stage_sizes=(1,), widths=(8,), stage_strides=((1, 1),),
             bottleneck=False, norm_groups=4),
-        bert=BertConfig(vocab_size=20, max_length=6, encoder=EncoderConfig(
-            num_layers=1, model_dim=8, num_heads=2, ffn_dim=16, dropout_rate=0.1)),
+        bert=bert,
         mel=MelConfig(sample_rate=800, num_mels=16, window_size=32, hop_size=8),
         window_seconds=1.0, embedding_dim=8)),
     "soundstream": SoundStreamTask(optimizer=optimizer, quantize_from_step=2, kmeans_batches=2,

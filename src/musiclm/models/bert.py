@@ -1,6 +1,6 @@
-"""BERT text encoder: word pieces to one vector.
+"""BERT: word pieces to one vector, or to the pieces that are hidden (arXiv 1810.04805).
 
-Shapes: B batch, L word pieces, D model width.
+Shapes: B batch, L word pieces, D model width, K vocabulary.
 """
 
 import dataclasses
@@ -54,7 +54,18 @@ class Bert(nn.Module):
 
     config: BertConfig
 
-    @nn.compact
+    def setup(self):
+        config, encoder = self.config, self.config.encoder
+        init = nn.initializers.normal(encoder.init_deviation)
+        width, dtype = encoder.model_dim, encoder.dtype
+        self.pieces = nn.Embed(config.vocab_size, width, embedding_init=init, dtype=dtype)
+        self.positions = self.param("positions", init, (config.max_length, width))
+        self.norm = nn.LayerNorm(epsilon=encoder.norm_epsilon, dtype=dtype)
+        self.dropout = nn.Dropout(encoder.dropout_rate)
+        self.encoder = Encoder(encoder)
+        if config.pooling == "first":
+            self.pooler = nn.Dense(width, kernel_init=init)
+
     def __call__(self, text_ids_BL: jax.Array, *, train: bool) -> jax.Array:
         """Returns features [B, D], float32; see `BertConfig.pooling`.
 
@@ -65,23 +76,59 @@ class Bert(nn.Module):
         Raises:
           ValueError: More positions than `max_length`.
         """
-        config = self.config
-        width, length = config.encoder.model_dim, text_ids_BL.shape[1]
-        if length > config.max_length:
+        mask_BL = text_ids_BL != PAD_ID
+        x_BLD = self.encode(self.pieces(text_ids_BL), mask_BL, train=train).astype(jnp.float32)
+        if self.config.pooling == "mean":
+            return x_BLD.mean(axis=1, where=mask_BL[..., None])
+        return jnp.tanh(self.pooler(x_BLD[:, 0]))
+
+    def encode(self, pieces_BLD: jax.Array, mask_BL: jax.Array, *, train: bool) -> jax.Array:
+        """Outputs [B, L, D] of embedded pieces; `mask_BL` is True where there are some.
+
+        Raises:
+          ValueError: More positions than `max_length`.
+        """
+        length, longest = pieces_BLD.shape[1], self.config.max_length
+        if length > longest:
             raise ValueError(
-                f"Bert got {length} positions, BertConfig.max_length is {config.max_length}; "
+                f"Bert got {length} positions, BertConfig.max_length is {longest}; "
                 "encode with that length or raise it."
             )
-        init = nn.initializers.normal(config.encoder.init_deviation)
-        dtype = config.encoder.dtype
-        pieces = nn.Embed(config.vocab_size, width, embedding_init=init, dtype=dtype, name="pieces")
-        positions = self.param("positions", init, (config.max_length, width))
-        x_BLD = pieces(text_ids_BL) + positions[:length].astype(dtype)
-        x_BLD = nn.LayerNorm(epsilon=config.encoder.norm_epsilon, dtype=dtype, name="norm")(x_BLD)
-        x_BLD = nn.Dropout(config.encoder.dropout_rate, deterministic=not train)(x_BLD)
-        mask_BL = text_ids_BL != PAD_ID
-        x_BLD = Encoder(config.encoder, name="encoder")(x_BLD, mask_BL, train=train)
-        if config.pooling == "mean":
-            return x_BLD.astype(jnp.float32).mean(axis=1, where=mask_BL[..., None])
-        first_BD = x_BLD[:, 0].astype(jnp.float32)
-        return jnp.tanh(nn.Dense(width, kernel_init=init, name="pooler")(first_BD))
+        x_BLD = self.norm(pieces_BLD + self.positions[:length].astype(pieces_BLD.dtype))
+        x_BLD = self.dropout(x_BLD, deterministic=not train)
+        return self.encoder(x_BLD, mask_BL, train=train)
+
+
+class MaskedLanguageModel(nn.Module):
+    """BERT in training: it predicts the pieces that are hidden from it (section 3.1)."""
+
+    config: BertConfig
+
+    def setup(self):
+        config, encoder = self.config, self.config.encoder
+        init = nn.initializers.normal(encoder.init_deviation)
+        self.bert = Bert(config)
+        # What stands for a hidden piece; BERT's [MASK], which no text holds, needs no id.
+        self.hidden = self.param("hidden", init, (encoder.model_dim,))
+        self.transform = nn.Dense(encoder.model_dim, kernel_init=init)
+        self.norm = nn.LayerNorm(epsilon=encoder.norm_epsilon)
+        self.bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+
+    def __call__(self, text_ids_BL: jax.Array, hidden_BL: jax.Array, *, train: bool) -> jax.Array:
+        """Logits [B, L, K], float32, of the pieces at all places.
+
+        Args:
+          text_ids_BL: int32, see `Bert`.
+          hidden_BL: bool, the places whose pieces are not shown.
+          train: Whether dropout is active (needs the "dropout" rng).
+
+        Raises:
+          ValueError: More positions than `max_length`.
+        """
+        pieces_BLD = self.bert.pieces(text_ids_BL)
+        hidden_D = self.hidden.astype(pieces_BLD.dtype)
+        shown_BLD = jnp.where(hidden_BL[..., None], hidden_D, pieces_BLD)
+        x_BLD = self.bert.encode(shown_BLD, text_ids_BL != PAD_ID, train=train)
+        x_BLD = self.norm(nn.gelu(self.transform(x_BLD.astype(jnp.float32)), approximate=False))
+        # The same table reads pieces and writes them.
+        return x_BLD @ self.bert.pieces.embedding.T + self.bias

@@ -4,6 +4,7 @@ Shapes: B batch, T samples, L word pieces, D embedding.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm import bundle
 from musiclm.losses import contrastive
+from musiclm.models.bert import BertConfig
 from musiclm.models.mulan import MuLan, MuLanConfig, MuLanOutput
 from musiclm.training.health import HealthCheck
 from musiclm.training.optim import OptimizerConfig
@@ -30,6 +33,8 @@ class MuLanTask:
       config: The model.
       optimizer: Its optimizer.
       loss: "mulan" (the paper's) or "info_nce".
+      start: A component file, without its suffix, of a BERT that `training.bert` has trained: the
+        text tower starts from its weights, as the paper's does; None starts from random ones.
       gain_db: In training each waveform is made louder or softer by up to this much.
       stuck_after_step: From here on a loss that is still the untrained one stops the run.
     """
@@ -37,6 +42,7 @@ class MuLanTask:
     config: MuLanConfig = MuLanConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: str = "mulan"
+    start: str | None = None
     gain_db: float = 6.0
     stuck_after_step: int = 2_000
 
@@ -57,11 +63,33 @@ class MuLanTask:
         }
 
     def init(self, key: jax.Array, batch: Batch) -> TrainState:
-        """A fresh state."""
+        """A fresh state, random even with `start`."""
         variables = MuLan(self.config).init(
             key, batch["waveform"][:1], batch["text_ids"][:1], train=False
         )
         return TrainState.create(variables, self.optimizer.make())
+
+    def begin(self, state: TrainState) -> TrainState:
+        """The fresh state with the weights of `start`, if there is one.
+
+        Raises:
+          BundleError: It is missing, or a BERT of another config.
+        """
+        if self.start is None:
+            return state
+        bert = bundle.load_component(*os.path.split(self.start))
+        # It was trained without pooling: what stands for the text is learned here.
+        wanted = self.config.bert
+        if not isinstance(bert.config, BertConfig) or wanted != dataclasses.replace(
+            bert.config, pooling=wanted.pooling
+        ):
+            raise bundle.BundleError(
+                f"MuLanTask.start={self.start} is no BERT of MuLanConfig.bert: train it anew"
+            )
+        tower = {**state.params["text_tower"], **bert.variables["params"]}
+        params = {**state.params, "text_tower": jax.tree.map(jnp.asarray, tower)}
+        # Made anew, since an average of the weights starts from them.
+        return TrainState.create({"params": params}, self.optimizer.make())
 
     def step(
         self, state: TrainState, batch: Batch, key: jax.Array

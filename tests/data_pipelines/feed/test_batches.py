@@ -171,6 +171,17 @@ def test_sound_and_pairs(sound, tmp_path):
     taken = list(itertools.islice(pairs, 3))
     assert taken[2]["text_ids"].shape == (4, 12)
     np.testing.assert_array_equal(taken[2]["waveform"], crop["waveform"])
+    texts = batches.texts(
+        corpora=[corpus(sound)],
+        vocabulary=str(tmp_path / "v.json"),
+        max_text_tokens=12,
+        seed=0,
+        batch_size=4,
+        start_step=2,
+    )
+    text = next(texts)
+    assert text.keys() == {"text_ids"}
+    np.testing.assert_array_equal(text["text_ids"], taken[2]["text_ids"])
 
 
 def test_splits_are_those_of_the_corpus(tokens, other_tokens):

@@ -22,7 +22,7 @@ from tiny_data_sets import (
 
 from data_pipelines import manifest, shards
 from data_pipelines.feed import examples, rows
-from data_pipelines.feed.examples import AudioExamples, TokenExamples
+from data_pipelines.feed.examples import AudioExamples, TextExamples, TokenExamples
 from musiclm.token_spec import TokenSpec
 from musiclm.tokens.layout import StageLayout
 from musiclm.tokens.wordpiece import WordPiece
@@ -282,3 +282,5 @@ def test_windows_without_captions_are_refused_where_words_are_needed(tmp_path):
     )
     with pytest.raises(shards.ShardError, match="windows without captions"):
         make(data, np.arange(2))
+    with pytest.raises(shards.ShardError, match="windows without captions"):
+        make(TextExamples(mute, vocabulary=vocabulary, max_text_tokens=8), np.arange(2))

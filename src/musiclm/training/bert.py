@@ -1,0 +1,123 @@
+"""How BERT is trained: hidden word pieces from those around them (arXiv 1810.04805, section 3.1).
+
+Shapes: B batch, L word pieces, K vocabulary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from musiclm.losses import masked
+from musiclm.models.bert import PAD_ID, BertConfig, MaskedLanguageModel
+from musiclm.training import health, optim
+from musiclm.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertTask:
+    """Masked language modelling, from batches {"text_ids": int32 [B, L]}.
+
+    Of the pieces that are to be predicted, 80 % are hidden, 10 % replaced by others and 10 % left
+    as they are: no text that the encoder is used on later has hidden ones.
+
+    Attributes:
+      config: the encoder.
+      optimizer: the paper has Adam, a linear schedule, peak 1e-4, 10 k warm-up steps.
+      predicted_share: how many of the pieces are to be predicted. Paper: 0.15.
+      stuck_after_step: from here on a loss that is still the untrained one stops the run.
+    """
+
+    config: BertConfig
+    optimizer: optim.OptimizerConfig
+    predicted_share: float = 0.15
+    stuck_after_step: int = 2_000
+
+    def __post_init__(self):
+        if not 0.0 < self.predicted_share < 1.0:
+            raise ValueError(
+                f"BertTask.predicted_share is {self.predicted_share}: set it between 0 and 1"
+            )
+
+    @property
+    def model(self) -> MaskedLanguageModel:
+        """The module; it holds no arrays."""
+        return MaskedLanguageModel(self.config)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Word pieces of texts."""
+        shape = (batch_size, self.config.max_length)
+        return {"text_ids": jax.ShapeDtypeStruct(shape, jnp.int32)}
+
+    def init(self, key: jax.Array, batch: Batch) -> TrainState:
+        """A fresh state; of the batch only the shape is read."""
+        text_ids_BL = batch["text_ids"][:1]
+        variables = self.model.init(key, text_ids_BL, text_ids_BL != PAD_ID, train=False)
+        return TrainState.create(variables, self.optimizer.make())
+
+    def step(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update on a batch."""
+
+        def loss(params):
+            metrics = self._metrics(params, batch, key, train=True)
+            return metrics["loss"], metrics
+
+        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        metrics["learning_rate"] = self.optimizer.rate(state.step)
+        return state.apply_gradients(gradients, self.optimizer.make()), metrics
+
+    def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """The same metrics without dropout, on places drawn from the key."""
+        return self._metrics(state.averaged, batch, key, train=False)
+
+    def forward(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """The losses of a batch, through the whole model."""
+        return self.evaluate(state, batch, key)
+
+    def export(self, state: TrainState) -> tuple[BertConfig, dict[str, Any]]:
+        """The encoder without what predicts pieces; its pooler is not trained, and not there."""
+        return self.config, {"params": state.averaged["bert"]}
+
+    def health(self) -> tuple[health.HealthCheck, ...]:
+        """The loss has to leave its untrained value."""
+        return (
+            health.HealthCheck(
+                metric="nats_learned",
+                breached=lambda value: value < 0.5,
+                bound="the loss is still what it is while all pieces are as likely, ln K",
+                advice="Lower learning_rate or lengthen warmup_steps, and check that vocabulary "
+                "and captions belong together.",
+                after_step=self.stuck_after_step,
+            ),
+        )
+
+    def _metrics(self, params, batch: Batch, key: jax.Array, *, train: bool):
+        place_key, fate_key, piece_key, dropout_key = jax.random.split(key, 4)
+        text_ids_BL = batch["text_ids"]
+        predicted_BL = jax.random.bernoulli(place_key, self.predicted_share, text_ids_BL.shape)
+        predicted_BL &= text_ids_BL != PAD_ID
+        fate_BL = jax.random.uniform(fate_key, text_ids_BL.shape)
+        others_BL = jax.random.randint(piece_key, text_ids_BL.shape, 1, self.config.vocab_size)
+        logits_BLK = self.model.apply(
+            {"params": params},
+            jnp.where(predicted_BL & (fate_BL >= 0.9), others_BL, text_ids_BL),
+            predicted_BL & (fate_BL < 0.8),
+            train=train,
+            rngs={"dropout": dropout_key},
+        )
+        loss = masked.prediction_loss(logits_BLK, text_ids_BL, predicted_BL)
+        hits_BL = logits_BLK.argmax(-1) == text_ids_BL
+        return {
+            "loss": loss,
+            "nats_learned": math.log(self.config.vocab_size) - loss,
+            "accuracy": masked.masked_mean(hits_BL.astype(jnp.float32), predicted_BL),
+        }

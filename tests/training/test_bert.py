@@ -1,0 +1,122 @@
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from musiclm import bundle
+from musiclm.models.bert import POOLINGS, BertConfig
+from musiclm.models.mulan import MuLanConfig
+from musiclm.nn.encoder import EncoderConfig
+from musiclm.training.bert import BertTask
+from musiclm.training.mulan import MuLanTask
+from musiclm.training.optim import OptimizerConfig
+
+pytestmark = pytest.mark.slow
+
+CONFIG = BertConfig(
+    encoder=EncoderConfig(
+        num_layers=1, model_dim=32, num_heads=2, ffn_dim=64, dropout_rate=0.0, init_deviation=0.2
+    ),
+    vocab_size=30,
+    max_length=10,
+)
+TASK = BertTask(
+    config=CONFIG,
+    optimizer=OptimizerConfig(
+        learning_rate=1e-2, warmup_steps=10, total_steps=1000, schedule="constant"
+    ),
+    stuck_after_step=100,
+)
+MULAN = MuLanTask(config=MuLanConfig(bert=CONFIG))
+evaluate = jax.jit(TASK.evaluate)
+
+
+def texts(seed, size=256):
+    """Two pieces, of ten each, say what the other six are: hidden ones follow from the rest."""
+    rng = np.random.default_rng(seed)
+    one_B1, other_B1 = rng.integers(0, 10, (2, size, 1))
+    length_B1 = rng.integers(8, 11, (size, 1))
+    place_L = np.arange(10)
+    text_ids_BL = np.where(place_L % 2, 5 + one_B1, 15 + other_B1)
+    text_ids_BL[:, 0] = 2
+    text_ids_BL = np.where(place_L == length_B1 - 1, 3, text_ids_BL)
+    return {"text_ids": np.where(place_L < length_B1, text_ids_BL, 0).astype(np.int32)}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    state = first = jax.jit(TASK.init)(jax.random.key(0), texts(0))
+    step = jax.jit(TASK.step)
+    for i in range(150):
+        state, metrics = step(state, texts(i), jax.random.key(i))
+    return first, state, metrics
+
+
+def test_hidden_pieces_are_learned_from_the_others(trained):
+    first, state, metrics = trained
+    before, after = (evaluate(s, texts(9_999), jax.random.key(1)) for s in (first, state))
+    assert abs(before["nats_learned"]) < 1.5
+    # Of a piece alone, without those around it, there is ln 10 to learn at most.
+    assert after["loss"] < 0.5 < 0.5 * math.log(10)
+    assert after["accuracy"] > 0.85 > 0.2 > before["accuracy"]
+    (gate,) = TASK.health()
+    assert not gate.breached(float(metrics[gate.metric]))
+
+
+def test_of_another_seed_other_pieces_are_hidden(trained):
+    _, state, _ = trained
+    one, same, other = (evaluate(state, texts(1), jax.random.key(i))["loss"] for i in (1, 1, 2))
+    assert one == same != other
+
+
+def test_only_pieces_are_predicted_and_padding_is_not(trained):
+    """However many rows of padding there are beside the texts."""
+    _, state, _ = trained
+    padded = {"text_ids": np.concatenate([texts(1, 64)["text_ids"], np.zeros((192, 10), np.int32)])}
+    metrics = evaluate(state, padded, jax.random.key(1))
+    assert metrics["accuracy"] > 0.8
+    assert evaluate(state, {"text_ids": padded["text_ids"][64:]}, jax.random.key(1))["loss"] == 0
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_text_tower_starts_from_it(trained, tmp_path, pooling):
+    config, variables = TASK.export(trained[1])
+    bundle.save_component(tmp_path, "bert", bundle.Component(config, variables), np.float32)
+    task = dataclasses.replace(
+        MULAN,
+        config=dataclasses.replace(MULAN.config, bert=dataclasses.replace(CONFIG, pooling=pooling)),
+        start=str(tmp_path / "bert"),
+        optimizer=OptimizerConfig(ema_decay=0.9),
+    )
+    batch = {name: np.ones(spec.shape, spec.dtype) for name, spec in task.batch_spec(1).items()}
+    fresh = jax.jit(task.init)(jax.random.key(0), batch)
+    begun = jax.jit(task.begin)(fresh)
+    assert jax.tree.structure(begun) == jax.tree.structure(fresh)
+    for tree in (begun.params, begun.averaged):
+        tower = dict(tree["text_tower"])
+        if pooling == "first":
+            np.testing.assert_array_equal(
+                tower.pop("pooler")["kernel"], fresh.params["text_tower"]["pooler"]["kernel"]
+            )
+        jax.tree.map(np.testing.assert_array_equal, tower, variables["params"])
+    for name in ("audio_tower", "text_projection"):
+        jax.tree.map(np.testing.assert_array_equal, begun.params[name], fresh.params[name])
+
+
+def test_a_text_tower_of_another_size_does_not(trained, tmp_path):
+    config, variables = TASK.export(trained[1])
+    other = dataclasses.replace(config, vocab_size=31)
+    bundle.save_component(tmp_path, "bert", bundle.Component(other, variables))
+    task = dataclasses.replace(MULAN, start=str(tmp_path / "bert"))
+    with pytest.raises(bundle.BundleError, match=r"MuLanTask\.start=.* is no BERT of MuLanConfig"):
+        task.begin(None)
+    with pytest.raises(bundle.BundleError, match=r"nothing\.safetensors is missing"):
+        dataclasses.replace(MULAN, start=str(tmp_path / "nothing")).begin(None)
+
+
+def test_bad_settings_name_the_field():
+    for share in (0.0, 1.0):
+        with pytest.raises(ValueError, match=rf"BertTask\.predicted_share is {share}"):
+            dataclasses.replace(TASK, predicted_share=share)
