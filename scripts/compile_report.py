@@ -14,7 +14,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REPORT = ROOT / "docs" / "compile_report.json"
-MODELS = ("semantic", "coarse", "fine", "w2v_bert", "mulan", "soundstream")
+MODELS = ("semantic", "coarse", "fine", "w2v_bert", "bert", "mulan", "soundstream")
 PODS = (("v5e:16x16", 1), ("v5e:16x16", 2), ("v5p:4x4x4", 1), ("v6e:16x16", 1), ("tpu7x:4x4x4", 1))
 
 HEAD = """\
