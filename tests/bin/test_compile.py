@@ -11,10 +11,11 @@ from musiclm import exit_codes, sharding
 from musiclm.bin import compile, configuration, main
 
 RUNS = pathlib.Path(__file__).parents[2] / "gin" / "train"
-MODELS = ("soundstream", "w2v_bert", "mulan", "semantic", "coarse", "fine", "soundstorm")
+MODELS = ("soundstream", "w2v_bert", "bert", "mulan", "semantic", "coarse", "fine", "soundstorm")
 MACROS = {
     "soundstream": (),
     "w2v_bert": (),
+    "bert": ("VOCABULARY",),
     "mulan": ("VOCABULARY",),
     "semantic": ("TOKENIZERS",),
     "coarse": ("TOKENIZERS",),

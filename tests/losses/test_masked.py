@@ -115,3 +115,24 @@ def test_diversity_loss_at_its_extremes():
 
 def test_perplexity_of_a_half_used_codebook():
     assert float(masked.perplexity(jnp.array([0.25] * 4 + [0.0] * 4))) == pytest.approx(4.0)
+
+
+def test_pieces_are_hidden_replaced_or_left_as_bert_does():
+    """Eight to one to one of those that are predicted; special ones never are."""
+    ids_BN = np.tile(np.arange(20, dtype=np.int32), (10_000, 1))
+    shown_BN, hidden_BN, predicted_BN = (
+        np.asarray(array)
+        for array in masked.sample_pieces(
+            jax.random.key(0), ids_BN, share=0.3, num_special=4, num_pieces=1_000
+        )
+    )
+    assert not predicted_BN[:, :4].any()
+    assert predicted_BN[:, 4:].mean() == pytest.approx(0.3, abs=0.01)
+    assert (hidden_BN <= predicted_BN).all()
+    assert hidden_BN[predicted_BN].mean() == pytest.approx(0.8, abs=0.01)
+    replaced_BN = shown_BN != ids_BN
+    assert not (replaced_BN & (hidden_BN | ~predicted_BN)).any()
+    assert replaced_BN[predicted_BN].mean() == pytest.approx(0.1, abs=0.01)
+    others_N = shown_BN[replaced_BN]
+    assert 4 <= others_N.min() < 20
+    assert 980 < others_N.max() < 1_000

@@ -58,6 +58,16 @@ def test_the_encoder_that_is_trained_is_the_one_that_pools(pooling):
     assert trained == {name: used[name] for name in trained}
 
 
+def test_in_bfloat16_the_same_pieces_are_predicted(predict):
+    encoder = dataclasses.replace(SMALL.encoder, dtype="bfloat16")
+    model = MaskedLanguageModel(dataclasses.replace(SMALL, encoder=encoder))
+    variables = model.init(jax.random.key(0), TEXT_BL, HIDDEN_BL, train=False)
+    logits_BLK = model.apply(variables, TEXT_BL, HIDDEN_BL, train=False)
+    assert logits_BLK.dtype == np.float32
+    wanted_BLK = predict(TEXT_BL, HIDDEN_BL)
+    assert 0 < np.abs(logits_BLK - wanted_BLK)[TEXT_BL > 0].max() < 0.1 * wanted_BLK.std()
+
+
 def test_longer_texts_than_there_are_positions_are_refused(predict):
     with pytest.raises(ValueError, match=r"got 13 positions, BertConfig\.max_length is 12"):
         predict(np.ones((1, 13), np.int32), np.zeros((1, 13), bool))

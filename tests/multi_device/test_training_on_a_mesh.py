@@ -81,7 +81,7 @@ for name in sys.argv[2:] or TASKS:
     task = TASKS[name]
     built = program.build(task, mesh, batch_size=16)
     with jax.sharding.set_mesh(mesh):
-        state, curves[name] = built.init(), []
+        state, curves[name] = built.init({}), []
         for step in range(4):
             state, metrics = built.step(state, sharding.to_devices(batch(task, step), mesh))
             # One program at a time: on a CPU, the collectives of two can wait for each other.

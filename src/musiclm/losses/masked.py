@@ -1,6 +1,6 @@
-"""What w2v-BERT learns from: which frames are hidden, and the three losses.
+"""What w2v-BERT and BERT learn from: what is hidden, and the losses.
 
-Shapes: B batch, N frames, C codebook width, K codes, M distractors.
+Shapes: B batch, N frames or word pieces, C codebook width, K codes or pieces, M distractors.
 """
 
 import jax
@@ -28,6 +28,32 @@ def sample_mask(
     started_BN = jnp.cumsum(starts_BN, axis=-1)
     before_BN = jnp.pad(started_BN, ((0, 0), (span, 0)))[:, :num_frames]
     return started_BN > before_BN
+
+
+def sample_pieces(
+    key: jax.Array, ids_BN: jax.Array, *, share: float, num_special: int, num_pieces: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws the word pieces to predict, and what stands in their places (BERT, section 3.1).
+
+    Of those that are predicted 80 % are hidden, 10 % replaced by any other and 10 % left as they
+    are, since no text that the encoder is used on later has hidden ones.
+
+    Args:
+      key: random key.
+      ids_BN: int32; those below `num_special`, such as padding, are not predicted.
+      share: probability that a piece is predicted.
+      num_special: ids that are no pieces.
+      num_pieces: K, the special ones included.
+
+    Returns:
+      The ids to show, int32 [B, N]; which of them are hidden, and which are predicted, bool [B, N].
+    """
+    place_key, fate_key, piece_key = jax.random.split(key, 3)
+    predicted_BN = jax.random.bernoulli(place_key, share, ids_BN.shape) & (ids_BN >= num_special)
+    fate_BN = jax.random.uniform(fate_key, ids_BN.shape)
+    others_BN = jax.random.randint(piece_key, ids_BN.shape, num_special, num_pieces)
+    shown_BN = jnp.where(predicted_BN & (fate_BN >= 0.9), others_BN, ids_BN)
+    return shown_BN, predicted_BN & (fate_BN < 0.8), predicted_BN
 
 
 def sample_distractors(key: jax.Array, mask_BN: jax.Array, num_distractors: int) -> jax.Array:
@@ -92,7 +118,10 @@ def contrastive_loss(
 
 
 def prediction_loss(logits_BNK: jax.Array, ids_BN: jax.Array, mask_BN: jax.Array) -> jax.Array:
-    """Cross-entropy of hidden frames' codes (w2v-BERT, section 3.3.2), a mean in nats, f32."""
+    """Cross-entropy of what is masked, a mean in nats, f32.
+
+    Frames' codes in w2v-BERT (section 3.3.2), word pieces in BERT (section 3.1).
+    """
     log_probs_BNK = jax.nn.log_softmax(logits_BNK.astype(jnp.float32))
     picked_BN = jnp.take_along_axis(log_probs_BNK, ids_BN[..., None], axis=-1)[..., 0]
     return masked_mean(-picked_BN, mask_BN)

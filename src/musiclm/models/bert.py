@@ -83,7 +83,12 @@ class Bert(nn.Module):
         return jnp.tanh(self.pooler(x_BLD[:, 0]))
 
     def encode(self, pieces_BLD: jax.Array, mask_BL: jax.Array, *, train: bool) -> jax.Array:
-        """Outputs [B, L, D] of embedded pieces; `mask_BL` is True where there are some.
+        """Returns the encoder's outputs [B, L, D], of `encoder.dtype`.
+
+        Args:
+          pieces_BLD: Embedded word pieces, of the same type.
+          mask_BL: bool, True where there are some.
+          train: Whether dropout is active (needs the "dropout" rng).
 
         Raises:
           ValueError: More positions than `max_length`.

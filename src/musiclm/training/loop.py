@@ -126,7 +126,9 @@ def train(
             check_batch(next(eval_dataset(start_step=0, **stream)), built.batch, own_rows)
         if keep_best:
             check_metric(keep_best, built if eval_dataset else None)
-        initialize = built.init.lower() if state is None else None
+        # Not for a run that goes on from a checkpoint, which need not have the file.
+        read = built.read_start() if state is None else {}
+        initialize = built.init.lower(read) if state is None else None
         if check_only:
             return built.state
         stop.check_before_steps()
@@ -139,7 +141,8 @@ def train(
         # not wait that long.
         processes.barrier("ready", ready_seconds)
         if initialize:
-            state = initialize()
+            state = initialize(read)
+            del read
         stop.check_before_steps()
         measured = meter.Meter(
             built,

@@ -33,8 +33,9 @@ class MuLanTask:
       config: The model.
       optimizer: Its optimizer.
       loss: "mulan" (the paper's) or "info_nce".
-      start: A component file, without its suffix, of a BERT that `training.bert` has trained: the
-        text tower starts from its weights, as the paper's does; None starts from random ones.
+      start: A component file, without its suffix, of a BERT that `training.bert` has trained with
+        the same vocabulary: the text tower starts from its weights, as the paper's does; None
+        starts from random ones.
       gain_db: In training each waveform is made louder or softer by up to this much.
       stuck_after_step: From here on a loss that is still the untrained one stops the run.
     """
@@ -69,27 +70,38 @@ class MuLanTask:
         )
         return TrainState.create(variables, self.optimizer.make())
 
-    def begin(self, state: TrainState) -> TrainState:
-        """The fresh state with the weights of `start`, if there is one.
+    def read_start(self) -> Mapping[str, Any]:
+        """The weights of `start`; `{}` if there is none.
 
         Raises:
-          BundleError: It is missing, or a BERT of another config.
+          BundleError: It is missing, no BERT, or one of another config.
         """
         if self.start is None:
-            return state
+            return {}
         bert = bundle.load_component(*os.path.split(self.start))
-        # It was trained without pooling: what stands for the text is learned here.
-        wanted = self.config.bert
-        if not isinstance(bert.config, BertConfig) or wanted != dataclasses.replace(
-            bert.config, pooling=wanted.pooling
-        ):
+        if not isinstance(bert.config, BertConfig):
             raise bundle.BundleError(
-                f"MuLanTask.start={self.start} is no BERT of MuLanConfig.bert: train it anew"
+                f"MuLanTask.start={self.start} is a {type(bert.config).__name__} and no "
+                "BertConfig: give what training.bert has trained"
             )
-        tower = {**state.params["text_tower"], **bert.variables["params"]}
-        params = {**state.params, "text_tower": jax.tree.map(jnp.asarray, tower)}
+        # It was trained without pooling: what stands for the text is learned here.
+        trained = dataclasses.replace(bert.config, pooling=self.config.bert.pooling)
+        if trained != self.config.bert:
+            raise bundle.BundleError(
+                f"MuLanTask.start={self.start} is {trained}, and MuLanConfig.bert is "
+                f"{self.config.bert}: make them equal, or train the BERT anew"
+            )
+        return bert.variables["params"]
+
+    def begin(self, state: TrainState, start: Mapping[str, Any]) -> TrainState:
+        """The fresh state with the weights that were read, if there are some."""
+        if not start:
+            return state
+        tower = {**state.params["text_tower"], **start}
         # Made anew, since an average of the weights starts from them.
-        return TrainState.create({"params": params}, self.optimizer.make())
+        return TrainState.create(
+            {"params": {**state.params, "text_tower": tower}}, self.optimizer.make()
+        )
 
     def step(
         self, state: TrainState, batch: Batch, key: jax.Array

@@ -56,8 +56,11 @@ class Audible(Protocol):
 class Started(Protocol):
     """A task whose training may start from what is in a file."""
 
-    def begin(self, state: Any) -> Any:
-        """The state of `init` with what is read."""
+    def read_start(self) -> Any:
+        """The file's arrays, on the host; `{}` if there is no file."""
+
+    def begin(self, state: Any, start: Any) -> Any:
+        """The state of `init` with what was read."""
 
 
 @runtime_checkable
@@ -76,7 +79,8 @@ class Program:
       mesh: of devices, which need not be there.
       state: the state as shape structs with shardings.
       batch: the global batch likewise.
-      init: () -> state, jitted.
+      read_start: () -> what the task's file has, on the host; `{}` without one.
+      init: (what was read) -> state, jitted.
       step: (state, batch) -> (state, metrics), jitted; the state given is used up.
       evaluate: (state, batch) -> metrics, jitted.
       finite: state -> by path of each array of floats whether all of it is finite, jitted.
@@ -87,7 +91,8 @@ class Program:
     mesh: jax.sharding.Mesh
     state: Any
     batch: BatchSpec
-    init: Callable[[], Any]
+    read_start: Callable[[], Any]
+    init: Callable[[Any], Any]
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
     finite: Callable[[Any], dict[str, jax.Array]]
@@ -134,9 +139,11 @@ def build(
     def init():
         return task.init(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
 
-    def begin():
-        # Files are read here alone: a run that goes on from a checkpoint need not have them.
-        return task.begin(init()) if isinstance(task, Started) else init()
+    started = isinstance(task, Started)
+
+    # An argument: what is closed over becomes a part of the program, which a BERT would swell.
+    def begin(start):
+        return task.begin(init(), start) if started else init()
 
     def step(state, batch):
         return task.step(state, batch, jax.random.fold_in(step_key, state.step))
@@ -161,7 +168,8 @@ def build(
         mesh=mesh,
         state=sharding.abstract(shapes, where),
         batch=batch,
-        init=jax.jit(begin, out_shardings=where),
+        read_start=task.read_start if started else dict,
+        init=jax.jit(begin, in_shardings=whole, out_shardings=where),
         step=jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
         evaluate=jax.jit(evaluate),
         finite=jax.jit(finite, out_shardings=whole),

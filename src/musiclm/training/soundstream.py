@@ -227,19 +227,24 @@ class SoundStreamTask:
             discriminator_opt_state=discriminator_opt_state,
         )
 
-    def begin(self, state: SoundStreamState) -> SoundStreamState:
-        """The fresh state with the weights of `start`, if there is one."""
+    def read_start(self) -> Mapping[str, Any]:
+        """The weights of `start`; `{}` if there is none.
+
+        Raises:
+          BundleError: it is missing, or a codec of another config.
+        """
         if self.start is None:
-            return state
+            return {}
         component = bundle.load_component(*os.path.split(self.start))
         if component.config != self.config:
             raise bundle.BundleError(
                 f"SoundStreamTask.start={self.start} is a codec of another config: fit it anew"
             )
-        params = component.variables["params"]
-        return state.replace(
-            params=jax.tree.map(lambda _, array: jnp.asarray(array), state.params, params)
-        )
+        return component.variables["params"]
+
+    def begin(self, state: SoundStreamState, start: Mapping[str, Any]) -> SoundStreamState:
+        """The fresh state with the weights that were read, if there are some."""
+        return state.replace(params=dict(start)) if start else state
 
     def step(
         self, state: SoundStreamState, batch: Mapping[str, Any], key: jax.Array
