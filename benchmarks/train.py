@@ -89,7 +89,7 @@ def steps_of(task: program.Task, batch: Any, start: int = 0) -> Turn:
     built = program.build(task, mesh, batch_size=rows)
     with jax.sharding.set_mesh(mesh):
         run = built.step.lower(built.state, built.batch).compile()
-        state = built.init()
+        state = built.init(built.read_start())
         batch = sharding.to_devices(batch, mesh)
     counted = jax.device_put(jnp.full_like(state.step, start), state.step.sharding)
     state = state.replace(step=counted)

@@ -81,7 +81,7 @@ def compiled(task: stage_training.TokenLMTask, rows: int) -> Step:
         begun = time.perf_counter()
         executable = lowered.compile()
         spent = time.perf_counter() - begun
-        state = built.init()
+        state = built.init(built.read_start())
         batch = sharding.to_devices({"tokens": ids_BS}, mesh)
 
     def run(count: int = 1) -> None:
