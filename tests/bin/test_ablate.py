@@ -89,14 +89,18 @@ def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, c
     assert f"{len(study.variants)} variants;" in text
 
 
-def test_studies_share_the_runs_of_their_base(monkeypatch):
+@pytest.mark.parametrize(
+    ("macros", "studies"),
+    [
+        (("TOKENIZERS",), ("conditioning", "mulan_levels", "positions")),
+        (("VOCABULARY", "START"), ("mulan_loss", "chromagram", "text_tower")),
+    ],
+)
+def test_studies_share_the_runs_of_their_base(macros, studies, monkeypatch):
     monkeypatch.chdir(ROOT)
-    bindings = [f"{name}='x'" for name in ("TRAIN", "VALIDATION", "TOKENIZERS")]
+    bindings = [f"{name}='x'" for name in ("TRAIN", "VALIDATION", *macros)]
     bindings.append("loop.train.data=''")
-    plans = [
-        ablation_plan.plan([f"gin/ablations/{name}.gin"], bindings, 1)[1]
-        for name in ("conditioning", "mulan_levels", "positions")
-    ]
+    plans = [ablation_plan.plan([f"gin/ablations/{name}.gin"], bindings, 1)[1] for name in studies]
     assert len({runs[0].digest for runs in plans}) == 1
 
 
