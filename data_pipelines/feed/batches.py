@@ -11,12 +11,7 @@ import seqio
 
 from data_pipelines import manifest
 from data_pipelines.feed import tasks
-from data_pipelines.feed.converter import (
-    AudioConverter,
-    PrefixDecoderConverter,
-    TextConverter,
-    sequence_lengths,
-)
+from data_pipelines.feed.converter import AudioConverter, PrefixDecoderConverter, sequence_lengths
 from data_pipelines.feed.examples import CAPTION_WEIGHTS
 from data_pipelines.feed.source import Place
 from data_pipelines.feed.tasks import Corpus
@@ -168,7 +163,8 @@ def texts(
     """
     name = tasks.register_text(corpora, WordPiece.load(vocabulary), max_text_tokens)
     place = Place(places[0], num_places, tuple(places), batch_size, start_step)
-    return _iterate(name, {"text_ids": max_text_tokens}, TextConverter(), split, seed, place)
+    lengths = {"text_ids": max_text_tokens}
+    return _iterate(name, lengths, seqio.PassThroughFeatureConverter(), split, seed, place)
 
 
 def captions(*, corpus: str, split: str = "train") -> list[str]:

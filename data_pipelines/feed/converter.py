@@ -1,4 +1,4 @@
-"""What the models take: one flat sequence a row, a waveform, or word pieces.
+"""What the models take: one flat sequence a row, or a waveform; word pieces as they are.
 
 A batch leaves here as it is trained on. The sequence is laid out here and not on the device: there
 is one layout, and int32 [B, S] is less to carry than all levels of the raw codes.
@@ -81,26 +81,6 @@ class AudioConverter(seqio.FeatureConverter):
         """As they were."""
         lengths = dict(task_feature_lengths)
         return {"waveform": lengths.pop("audio"), **lengths}
-
-
-class TextConverter(seqio.FeatureConverter):
-    """Word pieces as they are: {"text_ids": int32 [B, L]}."""
-
-    MODEL_FEATURES: ClassVar = {"text_ids": _Spec(dtype=tf.int32, rank=2, sequence_dim=1)}
-    TASK_FEATURES: ClassVar = MODEL_FEATURES
-
-    def __init__(self):
-        """Takes nothing: there is one way."""
-        super().__init__(pack=False)
-
-    def _convert_features(
-        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
-    ) -> tf.data.Dataset:
-        return ds
-
-    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
-        """As they were."""
-        return dict(task_feature_lengths)
 
 
 def sequence_lengths(layout: StageLayout) -> dict[str, int]:

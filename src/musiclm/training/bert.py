@@ -57,7 +57,8 @@ class BertTask:
     def init(self, key: jax.Array, batch: Batch) -> TrainState:
         """A fresh state; of the batch only the shape is read."""
         text_ids_BL = batch["text_ids"][:1]
-        variables = self.model.init(key, text_ids_BL, text_ids_BL > 0, train=False)
+        hidden_BL = jnp.zeros_like(text_ids_BL, bool)
+        variables = self.model.init(key, text_ids_BL, hidden_BL, train=False)
         return TrainState.create(variables, self.optimizer.make())
 
     def step(
