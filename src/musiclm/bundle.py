@@ -265,14 +265,14 @@ def find(name_or_path: str | os.PathLike) -> pathlib.Path:
 
 
 def find_tokenizers(name_or_path: str | os.PathLike) -> pathlib.Path:
-    """The directory of a bundle, as `find`, or one that holds only the tokenizers' components.
+    """The directory of a bundle, as `find`, or one that holds only components of tokenizers.
 
     Raises:
       BundleError: there is none.
     """
-    directory = pathlib.Path(name_or_path)
-    if any((directory / f"{part}.safetensors").is_file() for part in TOKENIZERS):
-        return directory
+    for directory in (pathlib.Path(name_or_path), BUNDLED / str(name_or_path)):
+        if any((directory / f"{part}.safetensors").is_file() for part in TOKENIZERS):
+            return directory
     return find(name_or_path)
 
 

@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--judge",
-        metavar="BUNDLE",
-        help="a bundle whose MuLan, trained apart, is to judge too",
+        metavar="MULAN",
+        help="a bundle, or a folder of a MuLan alone, that was trained apart and is to judge too",
     )
     parser.add_argument(
         "--vggish",
@@ -107,9 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if args.readme:  # a README without markers is told before hours of work
         report.insert(clips.read_text(args.readme, mend), "")
     bundle = bundles.load(args.model)
-    judges = [bundles.load(args.judge)] if args.judge else []
-    if any(judge.digest == bundle.digest for judge in judges):
-        raise errors.UserError(f"--judge {args.judge} is the model itself: give another bundle")
+    judges = read_judge(args.judge, bundles.find(args.model)) if args.judge else {}
     published_vggish = vggish.load(args.vggish) if args.vggish else None
     audioset = audioset_ast.load(args.audioset) if args.audioset else None
     held_out = clips.read_manifest(args.held_out, args.pairs)
@@ -185,6 +183,18 @@ def run(args: argparse.Namespace) -> int:
             ) from error
     print(args.out / "report.html")
     return exit_codes.DONE
+
+
+def read_judge(judge: str, measured: pathlib.Path) -> dict[str, Any]:
+    """The MuLan of `--judge`, by the name that it has in the report."""
+    from musiclm import bundle as bundles
+
+    folder = bundles.find_tokenizers(judge)
+    mulan = bundles.load_component(folder, "mulan")
+    digest, own = (bundles.digest_of(path / "mulan.safetensors") for path in (folder, measured))
+    if digest == own:
+        raise errors.UserError(f"--judge {judge} has the MuLan of the model itself: give another")
+    return {f"MuLan of {folder.resolve().name} ({digest[:12]})": mulan}
 
 
 def ways(bundle, best_of: int) -> dict[str, dict[str, Any]]:

@@ -196,7 +196,8 @@ def cosine_table(
     return Table(
         title="MCC",
         note="the mean cosine of texts and clips, a clip as the mean of its 10 s windows, a second "
-        "apart. The MuLan that conditions the generation is no independent witness.",
+        "apart. The MuLan that conditions the generation is no independent witness"
+        + (", the others are." if len(text) > 1 else "."),
         rests_on=tuple(text),
         head=("", *(f"{whose} text{by}" for by in named for whose in ("own", "others'"))),
         rows=tuple(rows),
@@ -248,22 +249,25 @@ def codec_table(
     )  # fmt: skip
 
 
-def retrieval_table(texts: Mapping[str, np.ndarray], audio_ND: np.ndarray, rests_on: str) -> Table:
-    """Retrieval both ways among held-out pairs.
+def retrieval_table(
+    text: Mapping[str, Mapping[str, np.ndarray]], audio: Mapping[str, np.ndarray]
+) -> Table:
+    """Retrieval both ways among held-out pairs, by one or more MuLans.
 
     Args:
-      texts: unit vectors [N, D] of a caption of each clip, by kind of caption.
-      audio_ND: unit vectors of the clips.
-      rests_on: which MuLan.
+      text: unit vectors [N, D] of a caption of each clip, by MuLan and kind of caption.
+      audio: unit vectors of the clips, by MuLan.
     """
     rows = []
-    for kind, text_ND in texts.items():
-        found = text_audio.retrieval_figures(text_ND, audio_ND, k=_K)
-        rows.append((kind, *found.values()))
+    for i, (name, texts) in enumerate(text.items()):
+        by = f", by {name}" if i else ""  # the first is the model's own
+        for kind, text_ND in texts.items():
+            found = text_audio.retrieval_figures(text_ND, audio[name], k=_K)
+            rows.append((kind + by, *found.values()))
     return Table(
         title="MuLan's retrieval",
-        note=f"among {len(audio_ND)} held-out clips.",
-        rests_on=(rests_on,),
+        note=f"among {len(next(iter(audio.values())))} held-out clips.",
+        rests_on=tuple(text),
         head=(
             "captions",
             *(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from musiclm import audio
-from musiclm.bundle import Bundle, flatten
+from musiclm.bundle import Bundle, Component, flatten
 from musiclm.evaluation import (
     adherence,
     codec_quality,
@@ -101,7 +101,7 @@ class Suite:
 
     Attributes:
       bundle: the one to measure.
-      judges: further bundles, whose MuLans judge as well.
+      judges: further MuLans, which judge as well, by the names that they have in the report.
       train: clips that classifiers are fitted on, and that sets of clips are compared with.
       held_out: clips that nothing was fitted on.
       cache: of what was computed of clips.
@@ -111,7 +111,7 @@ class Suite:
     """
 
     bundle: Bundle
-    judges: Sequence[Bundle] = ()
+    judges: Mapping[str, Component] = dataclasses.field(default_factory=dict)
     train: Clips
     held_out: Clips
     cache: embeddings.Cache
@@ -151,7 +151,7 @@ class Suite:
     @property
     def name(self) -> str:
         """Of the bundle, with its digest."""
-        return _name(self.bundle)
+        return f"{self.bundle.name} ({self.bundle.digest[:12]})"
 
     @property
     def rate(self) -> int:
@@ -170,10 +170,11 @@ class Suite:
 
     @functools.cached_property
     def mulans(self) -> dict[str, tokenizers.MuLanTokenizer]:
-        """The bundle's MuLan and those of the judges, by name."""
+        """The bundle's MuLan and the judges, by name."""
+        own = {f"MuLan of {self.name}": self.bundle.components["mulan"]}
         return {
-            f"MuLan of {_name(bundle)}": tokenizers.MuLanTokenizer.load(bundle.components["mulan"])
-            for bundle in (self.bundle, *self.judges)
+            name: tokenizers.MuLanTokenizer.load(component)
+            for name, component in {**own, **self.judges}.items()
         }
 
     def look(self, clips: Iterable[np.ndarray], total: int, what: str) -> list[embeddings.Arrays]:
@@ -374,7 +375,14 @@ class Suite:
         train = (_audio(self.fitted[::2], name), self.train.truths)
         tables = [
             figures.retrieval_table(
-                {"long": long_ND, "any": mulan.embed_text(drawn)}, audio_ND, name
+                {
+                    name: {
+                        "long": mulan.embed_text(self.held_out.prompts),
+                        "any": mulan.embed_text(drawn),
+                    }
+                    for name, mulan in self.mulans.items()
+                },
+                {name: _audio(self.real, name) for name in self.mulans},
             ),
             figures.agreement_table(
                 mulan.quantize(long_ND, "text"), mulan.quantize(audio_ND, "audio"), name
@@ -477,10 +485,6 @@ class Suite:
     def tokens(self, waveform_NT: np.ndarray) -> np.ndarray:
         """Semantic tokens [N, T]."""
         return np.concatenate([self.semantic.encode(clip_T[None]) for clip_T in waveform_NT])
-
-
-def _name(bundle: Bundle) -> str:
-    return f"{bundle.name} ({bundle.digest[:12]})"
 
 
 def _twice(items: Sequence) -> list:
