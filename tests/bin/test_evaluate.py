@@ -211,7 +211,7 @@ def test_a_full_disk_is_told_in_one_line(
         return [audio.Waveform(np.zeros(16_000), 1_600) for _ in prompts]
 
     def tables(measured, made, go_on):
-        measured.cache.each("", made["generated"], lambda waveform_T: {})
+        measured.cache.each({"": lambda waveform_T: {}}, made["generated"])
         return []
 
     monkeypatch.setattr("musiclm.api.MusicLM.generate", make)

@@ -47,20 +47,23 @@ def test_the_content_of_a_clip_decides_what_is_computed(tmp_path):
 
     clips = np.arange(6, dtype=np.float32).reshape(3, 2)
     cache, moved = [], []
-    first = embeddings.Cache(tmp_path / "here").each("sum", clips, compute, moved.append)
+    first = embeddings.Cache(tmp_path / "here").each({"sum": compute}, clips, moved.append)
     assert sorted(looked) == [0, 2, 4]  # by threads, in any order
     assert [clip["first"] for clip in first] == [0, 2, 4]
     assert moved == [1, 1, 1]
     (tmp_path / "here").rename(tmp_path / "there")
     cache = embeddings.Cache(tmp_path / "there")
-    again = cache.each("sum", clips[::-1], compute)
+    again = cache.each({"sum": compute}, clips[::-1])
     assert len(looked) == 3
     for one, other in zip(first, again[::-1], strict=True):
         np.testing.assert_array_equal(one["first"], other["first"])
         assert one["sum"] == other["sum"]
-    cache.each("another sum", clips[:1], compute)
-    cache.each("sum", clips[:1] + np.float32(1e-6), compute)
+    cache.each({"another sum": compute}, clips[:1])
+    cache.each({"sum": compute}, clips[:1] + np.float32(1e-6))
     assert len(looked) == 5
+    more = cache.each({"sum": compute, "size": lambda clip_T: {"size": clip_T.size}}, clips)
+    assert len(looked) == 5
+    assert [(clip["first"], clip["size"]) for clip in more] == [(0, 2), (2, 2), (4, 2)]
     assert again[0]["first"].dtype == np.float32
 
 
@@ -73,5 +76,5 @@ def test_equal_clips_may_be_kept_at_once(tmp_path):
 
     clips = np.zeros((os.cpu_count(), 2), np.float32)
     for what in map(str, range(50)):
-        made = embeddings.Cache(tmp_path).each(what, clips, compute)
+        made = embeddings.Cache(tmp_path).each({what: compute}, clips)
         assert all((one["samples"] == 0).all() for one in made)

@@ -72,27 +72,29 @@ class Cache:
 
     def each(
         self,
-        what: str,
+        computations: Mapping[str, Callable[[np.ndarray], Arrays]],
         clips: Iterable[np.ndarray],
-        compute: Callable[[np.ndarray], Arrays],
         progress: Callable[[int], None] | None = None,
     ) -> list[Arrays]:
         """Arrays of every clip, by name; computed where they are not there yet.
 
         Args:
-          what: names the computation and all that it depends on besides the samples: rates, sizes,
-            the digest of a model.
+          computations: of one clip [T]; called by several threads at once. A key names what is
+            computed and all that it depends on besides the samples: rates, sizes, the digest of a
+            model. Each is kept apart: one more leaves the others as they are.
           clips: f32 waveforms [T].
-          compute: of one clip [T]; called by several threads at once.
           progress: called with 1 after each clip.
         """
 
         def one(waveform_T: np.ndarray) -> Arrays:
-            path = self.folder / f"{_digest(what, waveform_T)}.npz"
-            if not path.is_file():
-                _save(path, compute(waveform_T))
-            with np.load(path) as arrays:
-                return dict(arrays)
+            found = {}
+            for what, compute in computations.items():
+                path = self.folder / f"{_digest(what, waveform_T)}.npz"
+                if not path.is_file():
+                    _save(path, compute(waveform_T))
+                with np.load(path) as arrays:
+                    found.update(arrays)
+            return found
 
         return list(threads.each(one, clips, progress))
 

@@ -180,24 +180,34 @@ class Suite:
     def look(self, clips: Iterable[np.ndarray], total: int, what: str) -> list[embeddings.Arrays]:
         """Descriptions and vectors of clips [T], by name; none is looked at twice."""
 
-        def at(waveform_T: np.ndarray) -> embeddings.Arrays:
-            looked = {
-                **descriptors.describe(waveform_T, self.rate),
-                "timbre": embeddings.timbre(waveform_T, self.rate),
-                **{name: self._embed(m, waveform_T) for name, m in self.mulans.items()},
-            }
-            if self.vggish is not None:
-                heard_T = audio.resample(waveform_T, self.rate, vggish.SAMPLE_RATE)
-                looked[_VGGISH] = vggish.embed(self.vggish, heard_T)
-            if self.audioset is not None:
-                heard_T = audio.resample(waveform_T, self.rate, audioset_ast.SAMPLE_RATE)
-                looked[_AUDIOSET] = self.audioset.distribution(heard_T)
-            return looked
+        def described(waveform_T: np.ndarray) -> embeddings.Arrays:
+            timbre = embeddings.timbre(waveform_T, self.rate)
+            return {**descriptors.describe(waveform_T, self.rate), "timbre": timbre}
 
-        depends_on = f"{_CODE} {self.rate} {sorted(self.mulans)} {self._vggish_digest}"
+        def embedded(name: str, waveform_T: np.ndarray) -> embeddings.Arrays:
+            mulan = self.mulans[name]
+            heard_T = audio.resample(waveform_T, self.rate, mulan.sample_rate)
+            return {name: mulan.embed_audio(heard_T[None])}
+
+        def by_vggish(waveform_T: np.ndarray) -> embeddings.Arrays:
+            heard_T = audio.resample(waveform_T, self.rate, vggish.SAMPLE_RATE)
+            return {_VGGISH: vggish.embed(self.vggish, heard_T)}
+
+        def by_audioset(waveform_T: np.ndarray) -> embeddings.Arrays:
+            heard_T = audio.resample(waveform_T, self.rate, audioset_ast.SAMPLE_RATE)
+            return {_AUDIOSET: self.audioset.distribution(heard_T)}
+
+        computations = {"description": described}
+        computations |= {name: functools.partial(embedded, name) for name in self.mulans}
+        if self.vggish is not None:
+            computations[f"VGGish {self._vggish_digest}"] = by_vggish
         if self.audioset is not None:
-            depends_on += f" AudioSet {self.audioset.digest}"
-        return self.cache.each(depends_on, clips, at, self._counter(what, total))
+            computations[f"AudioSet {self.audioset.digest}"] = by_audioset
+        return self.cache.each(
+            {f"{_CODE} {self.rate} {name}": of_one for name, of_one in computations.items()},
+            clips,
+            self._counter(what, total),
+        )
 
     def _counter(self, what: str, total: int) -> Callable[[int], None]:
         """To be called with the clips of `total` that are done since the last call."""
@@ -211,14 +221,8 @@ class Suite:
 
         return count
 
-    def _embed(self, mulan: tokenizers.MuLanTokenizer, waveform_T: np.ndarray) -> np.ndarray:
-        heard_T = audio.resample(waveform_T, self.rate, mulan.sample_rate)
-        return mulan.embed_audio(heard_T[None])
-
     @functools.cached_property
     def _vggish_digest(self) -> str:
-        if self.vggish is None:
-            return "without VGGish"
         digest = hashlib.sha256()
         for _, array in sorted(flatten(self.vggish).items()):
             digest.update(np.ascontiguousarray(array).tobytes())
