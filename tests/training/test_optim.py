@@ -47,7 +47,7 @@ def test_it_descends(algorithm):
     config = optim.OptimizerConfig(
         algorithm=algorithm, learning_rate=0.05, warmup_steps=0, schedule="constant"
     )
-    *_, (params, _) = descend(config, 100)
+    *_, (params, _) = descend(config, 200)
     assert jnp.abs(params["layer"]["kernel"]).mean() < 0.3
 
 

@@ -9,19 +9,22 @@ import optax
 
 from musiclm import sharding
 
-ALGORITHMS = ("adamw", "adafactor")
+ALGORITHMS = ("adamw", "adafactor", "muon")
 SCHEDULES = ("constant", "cosine", "transformer")
 DECAYED = ("kernel", "embedding")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW or Adafactor with warm-up, a schedule and gradient clipping.
+    """AdamW, Adafactor or Muon with warm-up, a schedule and gradient clipping.
 
     Attributes:
       algorithm: "adamw", or "adafactor": second moments by rows and columns, no first ones, which
         saves two thirds of the bytes; its learning rate is relative to the size of the weights
-        (T5: 1e-2), and `b1`, `b2`, `eps` are not used.
+        (T5: 1e-2), and `b1`, `b2`, `eps` are not used; or "muon": the momentum of each kernel is
+        made orthogonal (Jordan 2024) and scaled to the size of AdamW's updates (Liu et al., arXiv
+        2502.16982), so that AdamW's learning rates serve; all else goes by Adam.
+      muon_rms: root mean square of Muon's updates, relative to the learning rate.
       learning_rate: at the peak.
       warmup_steps: linear, from zero.
       total_steps: where a cosine ends.
@@ -44,6 +47,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
+    muon_rms: float = 0.2
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.0
@@ -88,7 +92,9 @@ class OptimizerConfig:
         """The optax transformation; `last` come after the algorithm, on its updates."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            self._adafactor() if self.algorithm == "adafactor" else self._adamw(),
+            {"adamw": self._adamw, "adafactor": self._adafactor, "muon": self._muon}[
+                self.algorithm
+            ](),
             *last,
             average_weights(self.ema_decay) if self.ema_decay else optax.identity(),
         )
@@ -112,6 +118,31 @@ class OptimizerConfig:
             optax.add_decayed_weights(self.weight_decay, mask=_decayed),
             optax.scale_by_learning_rate(self.rate),
         )
+
+    def _muon(self) -> optax.GradientTransformation:
+        # Its own decay of what goes by Adam would know no mask.
+        return optax.chain(
+            optax.contrib.muon(
+                1.0,
+                eps=self.eps,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                consistent_rms=self.muon_rms,
+                muon_weight_dimension_numbers=_matrices,
+            ),
+            optax.add_decayed_weights(-self.weight_decay, mask=_decayed),
+            optax.scale_by_learning_rate(self.rate, flip_sign=False),
+        )
+
+
+def _matrices(params):
+    # Axes before the last two, of layers or of a convolution's taps, number matrices.
+    def matrix(path, value):
+        if path[-1].key != "kernel" or value.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    return jax.tree.map_with_path(matrix, params)
 
 
 def _decayed(params):
