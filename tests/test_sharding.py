@@ -58,16 +58,10 @@ def test_axes_that_do_not_divide_are_dropped():
     assert specs["up"]["kernel"] == P(None, "fsdp", None)
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        optim.OptimizerConfig(algorithm="adafactor", ema_decay=0.9),
-        optim.OptimizerConfig(ema_decay=0.9),
-    ],
-    ids=["adafactor", "adamw"],
-)
-def test_all_that_is_as_large_as_a_parameter_lies_as_it_does(optimizer):
+@pytest.mark.parametrize(("algorithm", "copies"), [("adamw", 4), ("muon", 3), ("adafactor", 2)])
+def test_all_that_is_as_large_as_a_parameter_lies_as_it_does(algorithm, copies):
     """Adafactor's factors lack an axis of their parameter, and none is taken for another."""
+    optimizer = optim.OptimizerConfig(algorithm=algorithm, ema_decay=0.9)
     params = {
         "layers": {"down": {"kernel": array(16, 256, 128)}},
         "tokens": {"embedding": array(512, 256)},
@@ -77,9 +71,7 @@ def test_all_that_is_as_large_as_a_parameter_lies_as_it_does(optimizer):
     )
     leaves = jax.tree.leaves_with_path(specs, is_leaf=lambda x: isinstance(x, P))
     of_kernel = [spec for path, spec in leaves if "kernel" in sharding.path_name(path)]
-    assert of_kernel.count(P(None, "tensor", "fsdp")) == (
-        2 if optimizer.algorithm == "adafactor" else 4
-    )
+    assert of_kernel.count(P(None, "tensor", "fsdp")) == copies
     assert set(of_kernel) <= {P(None, "tensor", "fsdp"), P(), P(None, None), P(None)}
 
 

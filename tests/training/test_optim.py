@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from musiclm.training import optim
@@ -68,3 +69,22 @@ def test_adafactor_keeps_rows_and_columns_instead_of_a_matrix():
 def test_bad_fields_are_named(field, value):
     with pytest.raises(ValueError, match=f"OptimizerConfig.{field} is"):
         optim.OptimizerConfig(**{field: value})
+
+
+def test_muon_makes_the_updates_of_every_layers_kernel_orthogonal():
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 8, 16), "bias": (3, 16), "embedding": (5, 16)}
+    gradients = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    constant = {"learning_rate": 0.5, "warmup_steps": 0, "schedule": "constant", "clip_norm": 0.0}
+    config = optim.OptimizerConfig(algorithm="muon", muon_rms=0.2, **constant)
+    by_muon, by_adam = (
+        optimizer.update(gradients, optimizer.init(params), params)[0]
+        for optimizer in (config.make(), optax.nadam(0.5, b1=config.b1, b2=config.b2))
+    )
+    kernel_LIO = by_muon["kernel"]
+    singular = np.linalg.svd(kernel_LIO, compute_uv=False) / (0.5 * 0.2 * np.sqrt(16))
+    assert np.all((singular > 0.6) & (singular < 1.3))
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(kernel_LIO**2)), 0.5 * 0.2, rtol=0.2)
+    for name in ("bias", "embedding"):
+        np.testing.assert_allclose(by_muon[name], by_adam[name], rtol=1e-5)

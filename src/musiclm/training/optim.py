@@ -23,7 +23,8 @@ class OptimizerConfig:
         saves two thirds of the bytes; its learning rate is relative to the size of the weights
         (T5: 1e-2), and `b1`, `b2`, `eps` are not used; or "muon": the momentum of each kernel is
         made orthogonal (Jordan 2024) and scaled to the size of AdamW's updates (Liu et al., arXiv
-        2502.16982), so that AdamW's learning rates serve; all else goes by Adam.
+        2502.16982), so that AdamW's learning rates serve; all else goes by Adam with
+        Nesterov's momentum.
       muon_rms: root mean square of Muon's updates, relative to the learning rate.
       learning_rate: at the peak.
       warmup_steps: linear, from zero.
@@ -90,11 +91,10 @@ class OptimizerConfig:
 
     def make(self, *last: optax.GradientTransformation) -> optax.GradientTransformation:
         """The optax transformation; `last` come after the algorithm, on its updates."""
+        algorithms = {"adamw": self._adamw, "adafactor": self._adafactor, "muon": self._muon}
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            {"adamw": self._adamw, "adafactor": self._adafactor, "muon": self._muon}[
-                self.algorithm
-            ](),
+            algorithms[self.algorithm](),
             *last,
             average_weights(self.ema_decay) if self.ema_decay else optax.identity(),
         )
