@@ -273,7 +273,10 @@ def find_tokenizers(name_or_path: str | os.PathLike) -> pathlib.Path:
     for directory in (pathlib.Path(name_or_path), BUNDLED / str(name_or_path)):
         if any((directory / f"{part}.safetensors").is_file() for part in TOKENIZERS):
             return directory
-    return find(name_or_path)
+    raise BundleError(
+        f"there are no tokenizers in {str(name_or_path)!r}: give the name or the directory of a "
+        f"bundle, or a directory with {', '.join(f'{part}.safetensors' for part in TOKENIZERS)}"
+    )
 
 
 def load(name_or_path: str | os.PathLike) -> Bundle:

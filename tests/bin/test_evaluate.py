@@ -147,6 +147,8 @@ def test_a_bundle_without_a_soundstorm_is_measured_without():
         (["--folder", "songs"], "write it like"),
         (["--readme", "missing.md"], "missing.md"),
         (["--judge", "same"], "has the MuLan of the model itself"),
+        (["--judge", "raw"], "fit its quantizer first"),
+        (["--judge", "missing"], "there are no tokenizers in 'missing'"),
         (["--folder", "generated=songs"], "has clips of that name"),
         (["--audioset", "missing.safetensors"], "missing.safetensors"),
         (["--out", "taken/out"], "cannot write to 'taken/out' (Not a directory)"),
@@ -158,6 +160,9 @@ def test_mistakes_are_told_before_anything_is_made(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file")
+    mulan = bundle.load_component(tiny_bundle, "mulan")
+    raw = bundle.Component(mulan.config["model"], {"params": mulan.variables["params"]})
+    bundle.save_component("raw", "mulan", raw)
     monkeypatch.setattr(clips, "read_clips", None)  # told before any is read
     given = ["--model", tiny_bundle, "--held-out", corpus, "--train", corpus]
     sizes = ["--clips", "3", "--pairs", "6", "--fit-clips", "6"]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -119,6 +120,32 @@ def test_resuming_equals_not_stopping(tmp_path):
     halves = run(tmp_path / "halves")
     np.testing.assert_array_equal(whole.params["w"], halves.params["w"])
     assert int(halves.step) == 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Started(Regression):
+    """Starts from the weights in a file."""
+
+    start: pathlib.Path
+
+    def read_start(self):
+        return {"w": np.load(self.start)}
+
+    def begin(self, state, start):
+        return TrainState.create({"params": start}, self.optimizer.make())
+
+
+def test_what_a_run_starts_from_is_read_where_it_starts_alone(tmp_path):
+    task = Started(start=tmp_path / "start.npy")
+    np.save(task.start, 3 * WEIGHTS_D)
+    whole = run(tmp_path / "whole", task=task)
+    run(tmp_path / "stopped", task=task, num_steps=20)
+    task.start.unlink()
+    resumed = run(tmp_path / "stopped", task=task)
+    np.testing.assert_array_equal(resumed.params["w"], whole.params["w"])
+    assert not np.array_equal(whole.params["w"], run(tmp_path / "random").params["w"])
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path / "again", task=task)
 
 
 def test_a_check_changes_nothing_on_disk(tmp_path):

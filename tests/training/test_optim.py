@@ -52,6 +52,20 @@ def test_it_descends(algorithm):
     assert jnp.abs(params["layer"]["kernel"]).mean() < 0.3
 
 
+@pytest.mark.parametrize("algorithm", optim.ALGORITHMS)
+def test_kernels_alone_decay_by_rate_and_decay(algorithm):
+    config = optim.OptimizerConfig(
+        algorithm=algorithm, learning_rate=0.5, warmup_steps=0, schedule="constant",
+        weight_decay=0.1,
+    )  # fmt: skip
+    optimizer = config.make()
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = optimizer.update(still, optimizer.init(PARAMS), PARAMS)
+    kernel, bias = updates["layer"]["kernel"], updates["layer"]["bias"]
+    np.testing.assert_allclose(kernel, -0.5 * 0.1 * PARAMS["layer"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(bias, 0.0)
+
+
 def test_adafactor_keeps_rows_and_columns_instead_of_a_matrix():
     params = {"kernel": jnp.ones((256, 512))}
     states = {
@@ -64,7 +78,8 @@ def test_adafactor_keeps_rows_and_columns_instead_of_a_matrix():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("algorithm", "sgd"), ("schedule", "linear"), ("ema_decay", 1.0)]
+    ("field", "value"),
+    [("algorithm", "sgd"), ("schedule", "linear"), ("muon_rms", 0.0), ("ema_decay", 1.0)],
 )
 def test_bad_fields_are_named(field, value):
     with pytest.raises(ValueError, match=f"OptimizerConfig.{field} is"):

@@ -191,6 +191,11 @@ def read_judge(judge: str, measured: pathlib.Path) -> dict[str, Any]:
 
     folder = bundles.find_tokenizers(judge)
     mulan = bundles.load_component(folder, "mulan")
+    if "quantizer" not in mulan.variables:
+        raise errors.UserError(
+            f"--judge {judge} has a MuLan as training left it: fit its quantizer first "
+            "(gin/train/mulan_quantizer.gin), which joins it to its vocabulary"
+        )
     digest, own = (bundles.digest_of(path / "mulan.safetensors") for path in (folder, measured))
     if digest == own:
         raise errors.UserError(f"--judge {judge} has the MuLan of the model itself: give another")

@@ -196,8 +196,8 @@ def cosine_table(
     return Table(
         title="MCC",
         note="the mean cosine of texts and clips, a clip as the mean of its 10 s windows, a second "
-        "apart. The MuLan that conditions the generation is no independent witness"
-        + (", the others are." if len(text) > 1 else "."),
+        "apart. The MuLan that conditions the generation is no independent witness, one that was "
+        "trained apart is.",
         rests_on=tuple(text),
         head=("", *(f"{whose} text{by}" for by in named for whose in ("own", "others'"))),
         rows=tuple(rows),

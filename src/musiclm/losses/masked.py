@@ -35,8 +35,9 @@ def sample_pieces(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draws the word pieces to predict, and what stands in their places (BERT, section 3.1).
 
-    Of those that are predicted 80 % are hidden, 10 % replaced by any other and 10 % left as they
-    are, since no text that the encoder is used on later has hidden ones.
+    Of those that are predicted 80 % are hidden, 10 % replaced by any other of the batch and 10 %
+    left as they are, since no text that the encoder is used on later has hidden ones. (The paper
+    replaces by any of the vocabulary, which may hold pieces that no text has.)
 
     Args:
       key: random key.
@@ -51,9 +52,16 @@ def sample_pieces(
     place_key, fate_key, piece_key = jax.random.split(key, 3)
     predicted_BN = jax.random.bernoulli(place_key, share, ids_BN.shape) & (ids_BN >= num_special)
     fate_BN = jax.random.uniform(fate_key, ids_BN.shape)
-    others_BN = jax.random.randint(piece_key, ids_BN.shape, num_special, num_pieces)
+    seen_K = jnp.cumsum(count_pieces(ids_BN, num_special, num_pieces) > 0)
+    number_BN = jax.random.randint(piece_key, ids_BN.shape, 0, jnp.maximum(seen_K[-1], 1))
+    others_BN = jnp.searchsorted(seen_K, number_BN, side="right").astype(jnp.int32)
     shown_BN = jnp.where(predicted_BN & (fate_BN >= 0.9), others_BN, ids_BN)
     return shown_BN, predicted_BN & (fate_BN < 0.8), predicted_BN
+
+
+def count_pieces(ids_BN: jax.Array, num_special: int, num_pieces: int) -> jax.Array:
+    """How often each id is there, int32 [K]; 0 for the `num_special` first, which are no pieces."""
+    return jnp.bincount(ids_BN.ravel(), length=num_pieces).at[:num_special].set(0)
 
 
 def sample_distractors(key: jax.Array, mask_BN: jax.Array, num_distractors: int) -> jax.Array:

@@ -114,10 +114,12 @@ class BertTask:
             {"params": params}, shown_BL, hidden_BL, train=train, rngs={"dropout": dropout_key}
         )
         loss = masked.prediction_loss(logits_BLK, text_ids_BL, predicted_BL)
-        weights_BL = predicted_BL.astype(jnp.float32)
-        counts_K = jnp.bincount(text_ids_BL.ravel(), weights_BL.ravel(), length=num_pieces)
-        # The loss of one who knows how often each piece is to be predicted, and no text.
-        unread = jnp.log(masked.perplexity(counts_K / jnp.maximum(counts_K.sum(), 1.0)))
+        counts_K = masked.count_pieces(text_ids_BL, len(SPECIAL), num_pieces)
+        total = jnp.maximum(counts_K.sum(), 1)
+        # The loss of one who knows how often each piece is to be predicted, and no text: the
+        # entropy of their shares, which few counts make too small (Miller & Madow's correction).
+        unread = jnp.log(masked.perplexity(counts_K / total))
+        unread += jnp.maximum((counts_K > 0).sum() - 1, 0) / (2 * total)
         hits_BL = logits_BLK.argmax(-1) == text_ids_BL
         return {
             "loss": loss,

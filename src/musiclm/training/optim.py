@@ -58,6 +58,8 @@ class OptimizerConfig:
             raise ValueError(
                 f"OptimizerConfig.algorithm is {self.algorithm!r}: choose one of {ALGORITHMS}"
             )
+        if self.muon_rms <= 0:
+            raise ValueError(f"OptimizerConfig.muon_rms is {self.muon_rms}: give a positive number")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"OptimizerConfig.ema_decay is {self.ema_decay}: give 0 up to below 1")
         if self.schedule not in SCHEDULES:
