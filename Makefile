@@ -153,7 +153,7 @@ $(BUNDLE)/bundle.json: $(STAGES)
 # What a bundle achieves on held-out clips: make figures BUNDLE=gm-mini measures the bundled one.
 figures: setup-test $(RUN)/corpus/train.complete $(RUN)/corpus/held_out.complete  ## Measures a bundle and writes the README's figures
 	.venv/bin/musiclm evaluate --model $(BUNDLE) --train $(CORPUS) --held-out $(HELD_OUT) \
-		--best-of 4 --out $(RUN)/report --readme README.md
+		--judge gm-judge --best-of 4 --out $(RUN)/report --readme README.md
 	cp $(RUN)/report/report.md docs/gm_mini.md
 
 bench-gm: setup-test  ## Measures how fast the corpus is rendered
