@@ -361,12 +361,16 @@ class Suite:
     def mulan_tables(self) -> list[Table]:
         """Of the bundle's MuLan on real clips; as a tagger if there are classes to tell apart."""
         name, mulan = next(iter(self.mulans.items()))
-        audio_ND, long_ND = _audio(self.real, name), mulan.embed_text(self.held_out.prompts)
+        audio_ND = _audio(self.real, name)
         rng = np.random.default_rng(0)
         drawn = [
             entry["captions"][rng.integers(len(entry["captions"]))]["text"]
             for entry in self.held_out.entries
         ]
+        texts = {
+            name: {"long": m.embed_text(self.held_out.prompts), "any": m.embed_text(drawn)}
+            for name, m in self.mulans.items()
+        }
         classes = {
             question: names
             for question in _TAG_WORDS
@@ -379,17 +383,11 @@ class Suite:
         train = (_audio(self.fitted[::2], name), self.train.truths)
         tables = [
             figures.retrieval_table(
-                {
-                    name: {
-                        "long": mulan.embed_text(self.held_out.prompts),
-                        "any": mulan.embed_text(drawn),
-                    }
-                    for name, mulan in self.mulans.items()
-                },
+                texts,
                 {name: _audio(self.real, name) for name in self.mulans},
             ),
             figures.agreement_table(
-                mulan.quantize(long_ND, "text"), mulan.quantize(audio_ND, "audio"), name
+                mulan.quantize(texts[name]["long"], "text"), mulan.quantize(audio_ND, "audio"), name
             ),
         ]
         if words:
