@@ -117,18 +117,31 @@ def test_perplexity_of_a_half_used_codebook():
     assert float(masked.perplexity(jnp.array([0.25] * 4 + [0.0] * 4))) == pytest.approx(4.0)
 
 
-def test_pieces_are_hidden_replaced_or_left_as_bert_does():
+@pytest.fixture(scope="module")
+def draw():
+    """`sample_pieces` with its places as a mask of all, after a look at them."""
+    sample = jax.jit(masked.sample_pieces, static_argnames=("share", "num_special", "num_pieces"))
+
+    def sampled(seed, ids_BN, **settings):
+        shown_BN, hidden_BN, places_BP, told_BP = (
+            np.asarray(array) for array in sample(jax.random.key(seed), ids_BN, **settings)
+        )
+        assert places_BP.shape[1] == math.ceil(settings["share"] * ids_BN.shape[1])
+        assert (np.diff(np.sort(places_BP)) > 0).all()  # none twice
+        predicted_BN = np.zeros(ids_BN.shape, bool)
+        np.put_along_axis(predicted_BN, places_BP, told_BP, axis=1)
+        return shown_BN, hidden_BN, predicted_BN
+
+    return sampled
+
+
+def test_pieces_are_hidden_replaced_or_left_as_bert_does(draw):
     """Eight to one to one of those that are predicted; special ones never are."""
     pieces = np.arange(4, 1_000, 60)  # of the others there is none
     ids_BN = np.tile(np.append(np.arange(4), pieces).astype(np.int32), (10_000, 1))
-    shown_BN, hidden_BN, predicted_BN = (
-        np.asarray(array)
-        for array in masked.sample_pieces(
-            jax.random.key(0), ids_BN, share=0.3, num_special=4, num_pieces=1_000
-        )
-    )
+    shown_BN, hidden_BN, predicted_BN = draw(0, ids_BN, share=0.3, num_special=4, num_pieces=1_000)
     assert not predicted_BN[:, :4].any()
-    assert predicted_BN[:, 4:].mean() == pytest.approx(0.3, abs=0.01)
+    np.testing.assert_allclose(predicted_BN[:, 4:].mean(0), 5 / 17, atol=0.02)  # 0.3 · 17, rounded
     assert (hidden_BN <= predicted_BN).all()
     assert hidden_BN[predicted_BN].mean() == pytest.approx(0.8, abs=0.01)
     replaced_BN = shown_BN != ids_BN
@@ -137,3 +150,16 @@ def test_pieces_are_hidden_replaced_or_left_as_bert_does():
     others, counts = np.unique(shown_BN[replaced_BN], return_counts=True)
     np.testing.assert_array_equal(others, pieces)
     assert counts.max() < 1.3 * counts.min()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.sampled_from([0.05, 0.15, 0.5, 0.9]))
+def test_of_each_text_its_share_is_predicted(draw, seed, share):
+    rng = np.random.default_rng(seed)
+    count_B = rng.integers(0, 21, 32)
+    count_B[:3] = 0, 1, 20
+    ids_BN = np.where(np.arange(20) < count_B[:, None], rng.integers(4, 9, (32, 20)), 0)
+    predicted_BN = draw(seed, ids_BN, share=share, num_special=4, num_pieces=9)[2]
+    assert not predicted_BN[ids_BN == 0].any()
+    wanted_B = np.maximum(np.round(np.float32(share) * count_B.astype(np.float32)), count_B > 0)
+    np.testing.assert_array_equal(predicted_BN.sum(1), wanted_B)

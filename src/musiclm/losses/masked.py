@@ -1,7 +1,10 @@
 """What w2v-BERT and BERT learn from: what is hidden, and the losses.
 
-Shapes: B batch, N frames or word pieces, C codebook width, K codes or pieces, M distractors.
+Shapes: B batch, N frames or word pieces, C codebook width, K codes or pieces, M distractors,
+P places that are predicted.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,31 +35,44 @@ def sample_mask(
 
 def sample_pieces(
     key: jax.Array, ids_BN: jax.Array, *, share: float, num_special: int, num_pieces: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Draws the word pieces to predict, and what stands in their places (BERT, section 3.1).
 
-    Of those that are predicted 80 % are hidden, 10 % replaced by any other of the batch and 10 %
-    left as they are, since no text that the encoder is used on later has hidden ones. (The paper
-    replaces by any of the vocabulary, which may hold pieces that no text has.)
+    Of each text the share is predicted, rounded, and one piece at least; so P = ⌈share · N⌉ places
+    are enough for any. Of those that are predicted 80 % are hidden, 10 % replaced by any other of
+    the batch and 10 % left as they are, since no text that the encoder is used on later has hidden
+    ones. (The paper replaces by any of the vocabulary, which may hold pieces that no text has.)
 
     Args:
       key: random key.
       ids_BN: int32; those below `num_special`, such as padding, are not predicted.
-      share: probability that a piece is predicted.
+      share: how much of a text's pieces is predicted.
       num_special: ids that are no pieces.
       num_pieces: K, the special ones included.
 
     Returns:
-      The ids to show, int32 [B, N]; which of them are hidden, and which are predicted, bool [B, N].
+      The ids to show, int32 [B, N]; which of them are hidden, bool [B, N]; the places of those that
+      are predicted, int32 [B, P], and which of these mean something, bool [B, P].
     """
     place_key, fate_key, piece_key = jax.random.split(key, 3)
-    predicted_BN = jax.random.bernoulli(place_key, share, ids_BN.shape) & (ids_BN >= num_special)
+    pieces_BN = ids_BN >= num_special
+    count_B1 = pieces_BN.sum(-1, keepdims=True)
+    wanted_B1 = jnp.where(count_B1 > 0, jnp.maximum(jnp.round(share * count_B1), 1), 0)
+    # The pieces first, in an order that is drawn; and where in it each place is.
+    drawn_BN = jax.random.uniform(place_key, ids_BN.shape)
+    order_BN = jnp.argsort(jnp.where(pieces_BN, drawn_BN, 2.0), axis=-1)
+    predicted_BN = jnp.argsort(order_BN, axis=-1) < wanted_B1
+    num_places = math.ceil(share * ids_BN.shape[1])
     fate_BN = jax.random.uniform(fate_key, ids_BN.shape)
     seen_K = jnp.cumsum(count_pieces(ids_BN, num_special, num_pieces) > 0)
     number_BN = jax.random.randint(piece_key, ids_BN.shape, 0, jnp.maximum(seen_K[-1], 1))
     others_BN = jnp.searchsorted(seen_K, number_BN, side="right").astype(jnp.int32)
-    shown_BN = jnp.where(predicted_BN & (fate_BN >= 0.9), others_BN, ids_BN)
-    return shown_BN, predicted_BN & (fate_BN < 0.8), predicted_BN
+    return (
+        jnp.where(predicted_BN & (fate_BN >= 0.9), others_BN, ids_BN),
+        predicted_BN & (fate_BN < 0.8),
+        order_BN[:, :num_places],
+        jnp.arange(num_places) < wanted_B1,
+    )
 
 
 def count_pieces(ids_BN: jax.Array, num_special: int, num_pieces: int) -> jax.Array:

@@ -1,6 +1,6 @@
 """BERT: word pieces to one vector, or to the pieces that are hidden (arXiv 1810.04805).
 
-Shapes: B batch, L word pieces, D model width, K vocabulary.
+Shapes: B batch, L word pieces, D model width, K vocabulary, P places.
 """
 
 import dataclasses
@@ -119,12 +119,15 @@ class MaskedLanguageModel(nn.Module):
         self.norm = nn.LayerNorm(epsilon=encoder.norm_epsilon)
         self.bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
 
-    def __call__(self, text_ids_BL: jax.Array, hidden_BL: jax.Array, *, train: bool) -> jax.Array:
-        """Logits [B, L, K], float32, of the pieces at all places.
+    def __call__(
+        self, text_ids_BL: jax.Array, hidden_BL: jax.Array, places_BP: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """Logits [B, P, K], float32, of the pieces at some places.
 
         Args:
           text_ids_BL: int32, see `Bert`.
           hidden_BL: bool, the places whose pieces are not shown.
+          places_BP: int32; at all of them the logits would be most of a step's memory.
           train: Whether dropout is active (needs the "dropout" rng).
 
         Raises:
@@ -134,6 +137,7 @@ class MaskedLanguageModel(nn.Module):
         hidden_D = self.hidden.astype(pieces_BLD.dtype)
         shown_BLD = jnp.where(hidden_BL[..., None], hidden_D, pieces_BLD)
         x_BLD = self.bert.encode(shown_BLD, text_ids_BL != PAD_ID, train=train)
-        x_BLD = self.norm(nn.gelu(self.transform(x_BLD.astype(jnp.float32)), approximate=False))
+        x_BPD = jnp.take_along_axis(x_BLD, places_BP[..., None], axis=1).astype(jnp.float32)
+        x_BPD = self.norm(nn.gelu(self.transform(x_BPD), approximate=False))
         # The same table reads pieces and writes them.
-        return x_BLD @ self.bert.pieces.embedding.T + self.bias
+        return x_BPD @ self.bert.pieces.embedding.T + self.bias

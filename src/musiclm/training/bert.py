@@ -1,6 +1,6 @@
 """How BERT is trained: hidden word pieces from those around them (arXiv 1810.04805, section 3.1).
 
-Shapes: B batch, L word pieces, K vocabulary.
+Shapes: B batch, L word pieces, P places that are predicted, K vocabulary.
 """
 
 import dataclasses
@@ -58,7 +58,8 @@ class BertTask:
         """A fresh state; of the batch only the shape is read."""
         text_ids_BL = batch["text_ids"][:1]
         hidden_BL = jnp.zeros_like(text_ids_BL, bool)
-        variables = self.model.init(key, text_ids_BL, hidden_BL, train=False)
+        places_BP = jnp.zeros((1, 1), jnp.int32)
+        variables = self.model.init(key, text_ids_BL, hidden_BL, places_BP, train=False)
         return TrainState.create(variables, self.optimizer.make())
 
     def step(
@@ -103,26 +104,32 @@ class BertTask:
     def _metrics(self, params, batch: Batch, key: jax.Array, *, train: bool):
         sample_key, dropout_key = jax.random.split(key)
         text_ids_BL, num_pieces = batch["text_ids"], self.config.vocab_size
-        shown_BL, hidden_BL, predicted_BL = masked.sample_pieces(
+        shown_BL, hidden_BL, places_BP, predicted_BP = masked.sample_pieces(
             sample_key,
             text_ids_BL,
             share=self.predicted_share,
             num_special=len(SPECIAL),
             num_pieces=num_pieces,
         )
-        logits_BLK = self.model.apply(
-            {"params": params}, shown_BL, hidden_BL, train=train, rngs={"dropout": dropout_key}
+        logits_BPK = self.model.apply(
+            {"params": params},
+            shown_BL,
+            hidden_BL,
+            places_BP,
+            train=train,
+            rngs={"dropout": dropout_key},
         )
-        loss = masked.prediction_loss(logits_BLK, text_ids_BL, predicted_BL)
+        ids_BP = jnp.take_along_axis(text_ids_BL, places_BP, axis=1)
+        loss = masked.prediction_loss(logits_BPK, ids_BP, predicted_BP)
         counts_K = masked.count_pieces(text_ids_BL, len(SPECIAL), num_pieces)
         total = jnp.maximum(counts_K.sum(), 1)
         # The loss of one who knows how often each piece is to be predicted, and no text: the
         # entropy of their shares, which few counts make too small (Miller & Madow's correction).
         unread = jnp.log(masked.perplexity(counts_K / total))
         unread += jnp.maximum((counts_K > 0).sum() - 1, 0) / (2 * total)
-        hits_BL = logits_BLK.argmax(-1) == text_ids_BL
+        hits_BP = logits_BPK.argmax(-1) == ids_BP
         return {
             "loss": loss,
             "nats_learned": unread - loss,
-            "accuracy": masked.masked_mean(hits_BL.astype(jnp.float32), predicted_BL),
+            "accuracy": masked.masked_mean(hits_BP.astype(jnp.float32), predicted_BP),
         }
