@@ -127,7 +127,7 @@ class MaskedLanguageModel(nn.Module):
         Args:
           text_ids_BL: int32, see `Bert`.
           hidden_BL: bool, the places whose pieces are not shown.
-          places_BP: int32; at all of them the logits would be most of a step's memory.
+          places_BP: int32, the places whose pieces are wanted.
           train: Whether dropout is active (needs the "dropout" rng).
 
         Raises:
