@@ -1,9 +1,9 @@
-"""Compiles every base run for several pods and writes docs/compile_report.{json,md}.
+"""Compiles base runs for several pods and writes docs/compile_report.{json,md}.
 
     nice .venv/bin/python scripts/compile_report.py
 
-Takes a few minutes a program. Each is written when it is done: a second start goes on with what
-lacks, and compiles again what an edit of the JSON took out.
+All but SoundStorm's. Takes a few minutes a program. Each is written when it is done: a second
+start goes on with what lacks, and compiles again what an edit of the JSON took out.
 """
 
 import argparse

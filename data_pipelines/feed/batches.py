@@ -13,8 +13,9 @@ from data_pipelines import manifest
 from data_pipelines.feed import tasks
 from data_pipelines.feed.converter import AudioConverter, PrefixDecoderConverter, sequence_lengths
 from data_pipelines.feed.examples import CAPTION_WEIGHTS
-from data_pipelines.feed.source import Place
+from data_pipelines.feed.source import Place, told_without_tensorflow
 from data_pipelines.feed.tasks import Corpus
+from musiclm import errors
 from musiclm.tokens.layout import StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
@@ -106,6 +107,7 @@ def audio_text_pairs(
     *,
     corpora: Sequence[Corpus],
     vocabulary: str,
+    vocab_size: int,
     max_text_tokens: int,
     seconds: float,
     sample_rate: int,
@@ -121,18 +123,20 @@ def audio_text_pairs(
     Args:
       corpora: of sound data sets in which every window has a caption.
       vocabulary: the WordPiece file.
+      vocab_size: how many pieces the model takes.
       max_text_tokens: L.
       seconds, sample_rate: see `audio_crops`.
       split, seed, batch_size, start_step, places, num_places: see `token_sequences`.
 
     Raises:
       shards.ShardError: a data set is missing, damaged, shorter, or of another rate.
+      UserError: the vocabulary is none, or larger than the model's.
     """
     name = tasks.register_audio(
         corpora,
         seconds=seconds,
         sample_rate=sample_rate,
-        vocabulary=WordPiece.load(vocabulary),
+        vocabulary=_vocabulary(vocabulary, vocab_size),
         max_text_tokens=max_text_tokens,
     )
     lengths = {"audio": round(seconds * sample_rate), "text_ids": max_text_tokens}
@@ -144,6 +148,7 @@ def texts(
     *,
     corpora: Sequence[Corpus],
     vocabulary: str,
+    vocab_size: int,
     max_text_tokens: int,
     split: str = "train",
     seed: int,
@@ -155,13 +160,14 @@ def texts(
     """Captions without their sound: batches {"text_ids": int32 [B, L]}.
 
     Args:
-      corpora, vocabulary, max_text_tokens: see `audio_text_pairs`.
+      corpora, vocabulary, vocab_size, max_text_tokens: see `audio_text_pairs`.
       split, seed, batch_size, start_step, places, num_places: see `token_sequences`.
 
     Raises:
       shards.ShardError: a data set is missing or damaged.
+      UserError: the vocabulary is none, or larger than the model's.
     """
-    name = tasks.register_text(corpora, WordPiece.load(vocabulary), max_text_tokens)
+    name = tasks.register_text(corpora, _vocabulary(vocabulary, vocab_size), max_text_tokens)
     place = Place(places[0], num_places, tuple(places), batch_size, start_step)
     lengths = {"text_ids": max_text_tokens}
     return _iterate(name, lengths, seqio.PassThroughFeatureConverter(), split, seed, place)
@@ -171,6 +177,16 @@ def captions(*, corpus: str, split: str = "train") -> list[str]:
     """All captions of a corpus's split, as its manifest has them."""
     clips = manifest.iterate(corpus)
     return [caption.text for clip in clips if clip.split == split for caption in clip.captions]
+
+
+def _vocabulary(path: str, most: int) -> WordPiece:
+    wordpiece = WordPiece.load(path)
+    if wordpiece.vocab_size > most:
+        raise errors.UserError(
+            f"{path} has {wordpiece.vocab_size} pieces, and vocab_size is {most}: give the model's "
+            "own vocabulary, or BertConfig a larger vocab_size"
+        )
+    return wordpiece
 
 
 def _iterate(
@@ -206,7 +222,9 @@ def _closed_in_time(iterator: Iterator[Batch]) -> Iterator[Batch]:
 
     def batches():
         while True:
-            yield next(held[0])
+            with told_without_tensorflow():
+                batch = next(held[0])
+            yield batch
 
     stream = batches()
     weakref.finalize(stream, held.clear)  # when it is dropped, or at exit

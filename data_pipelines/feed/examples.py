@@ -17,6 +17,7 @@ from data_pipelines import manifest, shards
 from data_pipelines.feed import rows
 from data_pipelines.feed.records import Records, open_records
 from data_pipelines.feed.rows import Purpose
+from musiclm import errors
 from musiclm.tokens.layout import Segment, StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
@@ -75,16 +76,18 @@ class TokenExamples:
           encoder: digest of the tokenizers that must have made the data set; None takes any.
 
         Raises:
-          ValueError: `conditioning` or `caption_weights` are none of these.
+          UserError: `conditioning` or `caption_weights` are none of these.
           shards.ShardError: no such data set, or it lacks streams, time or levels for the stage.
         """
         if conditioning not in CONDITIONING:
-            raise ValueError(f"conditioning is {conditioning!r}: choose one of {CONDITIONING}")
+            raise errors.UserError(
+                f"conditioning is {conditioning!r}: choose one of {CONDITIONING}"
+            )
         if (
             set(caption_weights) != set(manifest.CAPTION_KINDS)
             or min(caption_weights.values()) <= 0
         ):
-            raise ValueError(
+            raise errors.UserError(
                 f"caption_weights is {dict(caption_weights)}: give a number above 0 for each of "
                 f"{manifest.CAPTION_KINDS}"
             )

@@ -6,6 +6,7 @@ import itertools
 import os
 import resource
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _UNREADABLE = (RuntimeError, ValueError, IndexError, OSError)
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER = 4096
 _MOST_IN_A_ROW = 100
+# Files that each data set of the process keeps open.
+_held: weakref.WeakKeyDictionary["Records", int] = weakref.WeakKeyDictionary()
 
 
 class Records:
@@ -82,7 +85,8 @@ class Records:
             parts=places,
             num_parts=num_places,
         )
-        _allow_open_files(len(self.streams) * len(self._ends))
+        _held[self] = len(self.streams) * len(self._ends)
+        _allow_open_files(sum(_held.values()))
         self._checked.add((places, num_places))
 
     def read(self, rows_R: np.ndarray, *, seed: int, shuffle: bool) -> Iterator[dict[str, bytes]]:

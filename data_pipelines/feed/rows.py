@@ -18,6 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from musiclm import errors
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 8
 # Slots of a mixture's pattern: weights are kept to one part in so many.
@@ -160,17 +162,17 @@ class Pattern:
         """The pattern whose shares come nearest to the weights.
 
         Raises:
-          ValueError: a weight is not positive, or too small beside the others.
+          UserError: a weight is not positive, or too small beside the others.
         """
         if not all(weight > 0 for weight in weights):
-            raise ValueError(f"the mixture's weights are {list(weights)}: give positive ones")
+            raise errors.UserError(f"the mixture's weights are {list(weights)}: give positive ones")
         exact = np.asarray(weights, float) / sum(weights) * _BLOCK
         slots = np.floor(exact).astype(int)
         # The largest remainders get what is left over.
         for component in np.argsort(slots - exact, kind="stable")[: _BLOCK - slots.sum()]:
             slots[component] += 1
         if not slots.all():
-            raise ValueError(
+            raise errors.UserError(
                 f"the mixture's weights are {list(weights)}: one is less than 1/{_BLOCK} of all, "
                 "raise it or leave that corpus out"
             )

@@ -4,8 +4,9 @@ An element of these data sets is a whole host batch, made in NumPy: seqio's way 
 time through tf.data costs several times as much. The streams have no end, whatever `num_epochs` is.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import seqio
@@ -13,8 +14,12 @@ import tensorflow as tf
 
 from data_pipelines.feed import rows
 from data_pipelines.feed.examples import Batch, Examples
+from musiclm import errors
 
 tf.config.set_visible_devices([], "GPU")  # JAX has the accelerators
+
+# What a person can mend and TensorFlow was told, by its text: it makes an error of its own of it.
+_told: dict[str, errors.UserError] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +72,33 @@ def steps(
     """`make(0)`, `make(1)` … as a data set."""
     names = sorted(shapes)
 
+    def make_listed(step):
+        try:
+            made = make(int(step))
+        except errors.UserError as error:
+            _told[str(error)] = error
+            raise
+        return [made[name] for name in names]
+
     def arrays(step):
-        made = tf.numpy_function(
-            lambda step: [made[name] for made in [make(int(step))] for name in names],
-            [step],
-            [tf.as_dtype(dtypes[name]) for name in names],
-        )
+        made = tf.numpy_function(make_listed, [step], [tf.as_dtype(dtypes[name]) for name in names])
         for name, array in zip(names, made, strict=True):
             array.set_shape(shapes[name])
         return dict(zip(names, made, strict=True))
 
     return tf.data.Dataset.counter().map(arrays)
+
+
+@contextlib.contextmanager
+def told_without_tensorflow() -> Iterator[None]:
+    """Raises a `UserError` of `steps` as it was, in place of what TensorFlow made of it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for text, cause in _told.items():
+            if text in error.message:
+                raise cause from error
+        raise
 
 
 class RowSource(seqio.DataSource):
@@ -115,7 +136,7 @@ class RowSource(seqio.DataSource):
           shards.ShardError: a shard is not as its `dataset.json` says.
         """
         if split not in self.examples:
-            raise ValueError(f"split is {split!r}: this corpus has {sorted(self.examples)}")
+            raise errors.UserError(f"split is {split!r}: this corpus has {sorted(self.examples)}")
         examples, place, seed = self.examples[split], Place.of(shard_info), seed or 0
         place.rows(0)  # told before the checksums' minutes if the places don't divide the batch
         # All splits: a run must not find at its first evaluation that it can't go on.
@@ -158,7 +179,7 @@ class RowMixture(seqio.Mixture):
         """Host batches of all tasks from a place on; see `Place`."""
         tasks = [task for task in self.tasks if split in task.splits]
         if not tasks:
-            raise ValueError(f"split is {split!r}: no task of {self.name} has it")
+            raise errors.UserError(f"split is {split!r}: no task of {self.name} has it")
         pattern = rows.Pattern.of([self.get_rate(task) for task in tasks])
         place = dataclasses.replace(Place.of(shard_info), pattern=pattern)
         parts = tuple(

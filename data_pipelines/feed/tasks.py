@@ -21,6 +21,7 @@ from data_pipelines.feed.examples import (
     TokenExamples,
 )
 from data_pipelines.feed.source import RowMixture, RowSource
+from musiclm import errors
 from musiclm.tokens.layout import StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
@@ -46,7 +47,13 @@ def digest(corpora: Sequence[Corpus]) -> str:
 
     Raises:
       shards.ShardError: a corpus has no such data set.
+      UserError: it has no split "train".
     """
+    for corpus in corpora:
+        if "train" not in corpus.splits:
+            raise errors.UserError(
+                f"Corpus.splits of {corpus.name} are {sorted(corpus.splits)}: give one named train"
+            )
     parts = [
         (corpus.name, corpus.weight, shards.dumps(shards.load(corpus.splits["train"])))
         for corpus in corpora
@@ -164,7 +171,9 @@ def _register(
 ) -> str:
     names = [corpus.name for corpus in corpora]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"the corpora are named {names}: give one or more, each its own name")
+        raise errors.UserError(
+            f"the corpora are named {names}: give one or more, each its own name"
+        )
     for corpus in corpora:
         splits = {split: open_folder(folder) for split, folder in corpus.splits.items()}
         task = seqio.Task(

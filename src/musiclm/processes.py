@@ -7,28 +7,32 @@ import atexit
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
 from jax._src import distributed  # JAX has no public barrier that does without the devices
 
-from musiclm import errors
+from musiclm import errors, exit_codes
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def join(*, timeout_seconds: int = 300) -> None:
+def join(*, agree_to_stop: bool = True, timeout_seconds: int = 300) -> None:
     """Joins the job's other processes; before anything else touches JAX's devices.
 
     Who they are comes from the environment (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
     JAX_PROCESS_ID) or, without it, from the cluster: SLURM, GKE, Cloud TPU.
 
     Args:
+      agree_to_stop: whether JAX takes SIGTERM, and has all agree on a step at which they stop, as
+        training asks it at every step. Else the signal stays the program's.
       timeout_seconds: how long to wait for all of them.
 
     Raises:
       UserError: some of the variables are set, but not all, or not to numbers.
     """
+    jax.config.update("jax_enable_preemption_service", agree_to_stop)
     given = [name for name in _VARIABLES if name in os.environ]
     if not given:
         jax.distributed.initialize(initialization_timeout=timeout_seconds)
@@ -59,6 +63,27 @@ def barrier(name: str, timeout_seconds: float) -> None:
     client = distributed.global_state.client
     if client is not None:
         client.wait_at_barrier(name, timeout_in_ms=int(1_000 * timeout_seconds))
+
+
+@contextlib.contextmanager
+def failing_alone(mistake: int) -> Iterator[None]:
+    """Has a process that an error ends within end without the others, see `fail_alone`.
+
+    Args:
+      mistake: the exit code of a `UserError`; others have theirs, see `exit_codes`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = exit_codes.FAULT
+        if isinstance(error, errors.UserError):
+            code = mistake
+        elif isinstance(error, KeyboardInterrupt):
+            code = exit_codes.INTERRUPTED
+        elif isinstance(error, SystemExit) and isinstance(error.code, int):
+            code = error.code
+        fail_alone(code)
+        raise
 
 
 def fail_alone(code: int, *, timeout_seconds: float = 10.0) -> None:

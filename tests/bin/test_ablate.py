@@ -76,6 +76,7 @@ def test_the_studies_of_the_repository_resolve(file, monkeypatch, tiny_bundle, c
         bindings += [f"sampled_clips.SampledClips.num_{of} = 3" for of in ("clips", "fit_clips")]
     if "trained_clips" in text:
         bindings.append("trained_clips.TrainedClips.trained_on=''")
+        bindings.append(f"TOKENIZERS={str(tiny_bundle)!r}")
     if "fitted_clusters" in text:
         bindings.append("fitted_clusters.FittedClusters.fitted_on=''")
         bindings.append("fitted_clusters.FittedClusters.num_clips = 3")
@@ -361,11 +362,11 @@ def test_mistakes_of_the_command_are_code_78(arguments, told, tmp_path, capsys):
 
 
 def test_a_study_is_named_by_its_own_file(make_study, tmp_path, monkeypatch):
-    """Which is the first: what follows, such as gin/train/gpu.gin, all studies may share."""
-    (tmp_path / "gpu.gin").write_text("loop.train.eval_every = 20\n")
+    """Which is the first: what follows all studies may share."""
+    (tmp_path / "shared.gin").write_text("loop.train.eval_every = 20\n")
     names = []
     monkeypatch.setattr(ablation_runs, "ablate", lambda *args, **_: names.append(args[3]) or 0)
-    files = [make_study(name="widths"), str(tmp_path / "gpu.gin")]
+    files = [make_study(name="widths"), str(tmp_path / "shared.gin")]
     options = [option for file in files for option in ("--gin_file", file)]
     assert main.main(["ablate", *options, "--out", str(tmp_path / "out")]) == exit_codes.DONE
     assert names == ["widths"]

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,7 +40,8 @@ def make(tiny_bundle):
 
     def make(**fields):
         given = {"clips": Clips(model=str(tiny_bundle)), "stage": "coarse", "train": train}
-        return trained_clips.TrainedClips(**given | {"trained_on": "tokens"} | fields)
+        given |= {"trained_on": "tokens", "tokenizers": str(tiny_bundle)}
+        return trained_clips.TrainedClips(**given | fields)
 
     make.trained = trained
     return make
@@ -66,6 +68,16 @@ def test_a_stage_that_is_there_is_not_trained_again(make, tiny_bundle, tmp_path)
     shutil.copy(tiny_bundle / "coarse.safetensors", tmp_path)
     make().measure(tmp_path, tmp_path, 0)
     assert not make.trained
+
+
+def test_tokens_of_other_tokenizers_are_refused(make, tiny_bundle, tmp_path):
+    for name in bundle.TOKENIZERS:
+        shutil.copy(tiny_bundle / f"{name}.safetensors", tmp_path)
+    mulan = bundle.load_component(tmp_path, "mulan")
+    others = jax.tree.map(lambda x: 2 * x, mulan.variables)
+    bundle.save_component(tmp_path, "mulan", bundle.Component(mulan.config, others))
+    with pytest.raises(bundle.BundleError, match="give a bundle with these tokenizers"):
+        make(tokenizers=str(tmp_path)).data()
 
 
 @pytest.mark.parametrize("stage", ["rough", "mulan", "w2v_bert", "soundstream"])

@@ -17,10 +17,16 @@ from musiclm import exit_codes
 HERE = pathlib.Path(__file__).parent
 
 
-def free_port() -> int:
+def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def address():
+    """Of a coordinator to be."""
+    return free_address()
 
 
 @dataclasses.dataclass
@@ -82,7 +88,7 @@ class Starter:
         self, name, processes=2, devices=2, bindings=(), bindings_of_last=(), **macros
     ) -> Job:
         """Some processes, each its own child of the test; the last may be bound otherwise."""
-        address = f"127.0.0.1:{free_port()}"
+        address = free_address()
         started = []
         for index in range(processes):
             environment = {

@@ -2,17 +2,13 @@
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 SCRIPT = pathlib.Path(__file__).parent / "interleaved_rows.py"
 
 
-def test_rows_are_in_order_over_processes_that_take_turns():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+def test_rows_are_in_order_over_processes_that_take_turns(address):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",

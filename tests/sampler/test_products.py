@@ -122,6 +122,17 @@ def test_attention_is_that_of_xla(size, is_int8, position):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_attention_keeps_the_querys_dtype_on_every_platform():
+    """JAX takes no branches of different types, also of platforms that are not there."""
+    keys, values = cache(8, True)
+    query, bias = jnp.ones((3, 4, 8), jnp.bfloat16), jnp.zeros((4, 150))
+    step = jax.jit(lambda *args: products.attend(*args, bias, 1, jnp.int32(39)))
+    mixed = step(query, keys, values)
+    assert mixed.dtype == jnp.bfloat16
+    exact = step(query.astype(jnp.float32), keys, values)
+    np.testing.assert_allclose(mixed.astype(jnp.float32), exact, atol=2e-2)
+
+
 def test_attention_reads_what_is_known_alone():
     keys, values = cache(8, False)
     spoilt = (part.at[:, :, :, 40:].set(jnp.nan).at[0].set(jnp.nan) for part in (keys, values))

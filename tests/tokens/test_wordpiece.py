@@ -80,7 +80,9 @@ def test_save_and_load(wordpiece, tmp_path):
 
 
 def test_foreign_files_are_refused_in_one_line(tmp_path):
-    for content in (b"{}", b"not json", b"[1, 2]", b"\xff\xfe"):
+    with pytest.raises(UserError, match="nowhere holds no WordPiece vocabulary"):
+        WordPiece.load(tmp_path / "nowhere")
+    for content in (b"{}", b"not json", b"[1, 2]", b"\xff\xfe", b'{"wordpiece": ["a"]}'):
         (tmp_path / "vocab.json").write_bytes(content)
         with pytest.raises(UserError, match="holds no WordPiece vocabulary"):
             WordPiece.load(tmp_path / "vocab.json")

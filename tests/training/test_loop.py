@@ -167,6 +167,8 @@ def test_a_finished_run_only_exports(tmp_path):
     run(tmp_path, num_steps=10)
     assert (tmp_path / "metrics.jsonl").read_text() == before
     assert (tmp_path / "bundle" / "regression.safetensors").is_file()
+    with pytest.raises(errors.UserError, match=r"num_steps is 5, and .* has taken 10: give"):
+        run(tmp_path, num_steps=5)
 
 
 @pytest.mark.parametrize(

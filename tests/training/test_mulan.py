@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from musiclm.audio import MelConfig
+from musiclm.errors import UserError
 from musiclm.evaluation import text_audio
 from musiclm.losses import contrastive
 from musiclm.models.bert import BertConfig
@@ -131,3 +132,8 @@ def test_bad_settings_name_the_field():
         dataclasses.replace(TASK, loss="triplet")
     with pytest.raises(ValueError, match=r"MuLanTask\.gain_db is -1"):
         dataclasses.replace(TASK, gain_db=-1.0)
+
+
+def test_a_batch_of_one_is_told():
+    with pytest.raises(UserError, match="batch_size is 1: MuLan's loss needs 2 rows"):
+        TASK.batch_spec(1)

@@ -215,6 +215,7 @@ def test_microbatches_make_the_same_update(untrained):
     )
 
 
-def test_microbatches_that_do_not_divide_are_told():
-    with pytest.raises(UserError, match="microbatch_size is 5 of 32 rows"):
-        task(microbatch_size=5).batch_spec(32)
+@pytest.mark.parametrize("size", [5, 0, -8])
+def test_microbatches_that_do_not_divide_are_told(size):
+    with pytest.raises(UserError, match=f"microbatch_size is {size} of 32 rows"):
+        task(microbatch_size=size).batch_spec(32)

@@ -217,11 +217,13 @@ def greedy(bundle):
     import jax
     import numpy as np
 
+    from musiclm.sampler import decode
     from musiclm.sampler.logits import Sampling
     from musiclm.sampler.stages import Stage
 
     part = bundle.components["semantic"]
-    stage = Stage(part.config, part.variables["params"])
+    # One device: any number of examples divides among it.
+    stage = Stage(part.config, part.variables["params"], decode.make_mesh(jax.local_devices()[:1]))
 
     def go_on(condition_NQ, given_NT, num_tokens: int):
         codes_NTQ = stage.generate(

@@ -37,7 +37,7 @@ from musiclm.bin import (
 _EPILOG = """\
 examples:
   musiclm generate "a slow sad piano melody in A minor"
-  musiclm sample --gin_file gin/sample/batch.gin --prompts prompts.jsonl --out songs
+  musiclm sample --gin_file gin/sample/batch.gin --prompts prompts.jsonl --out clips
   musiclm describe gin/models/*/base.gin
   musiclm data gm --out corpus --clips 1000 --seed 0
   musiclm tokenize --manifest corpus --bundle gm-mini --window-seconds 10 --out tokens

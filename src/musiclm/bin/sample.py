@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 HELP = "generate music for a file of prompts, as a gin file says"
 EPILOG = """\
 examples:
-  musiclm sample --gin_file gin/sample/batch.gin --prompts prompts.jsonl --out songs
+  musiclm sample --gin_file gin/sample/batch.gin --prompts prompts.jsonl --out clips
   musiclm sample --gin_file gin/sample/batch.gin --gin_bindings ROWS=64 \\
-    --gin_bindings 'MODEL="runs/base/bundle"' --prompts prompts.jsonl --out songs
+    --gin_bindings 'MODEL="runs/base/bundle"' --prompts prompts.jsonl --out clips
   musiclm sample --distributed --gin_file …            # as one process of several, each its share
 
 lines such as:
@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
     names = ("model", "rows", "lines_a_round", "int8")
     settings = configuration.resolve_some(sample, (*names, *prompts.DEFAULTS))
     texts = prompts.read(args.prompts)
-    if args.distributed:
-        from musiclm import processes
+    from musiclm import processes
 
-        processes.join()
-    sample(texts, pathlib.Path(args.prompts).parent, args.out, **settings)
     if args.distributed:
+        processes.join(agree_to_stop=False)
+    with processes.failing_alone(exit_codes.USAGE):
+        sample(texts, pathlib.Path(args.prompts).parent, args.out, **settings)
         # Who is done waits: without its first process the others of a job would fail.
         processes.barrier("sampled", _PATIENCE_SECONDS)
     return exit_codes.DONE

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from musiclm import errors, exit_codes
+from musiclm import exit_codes
 from musiclm.bin import compilation_cache, configuration
 
 MISTAKE = exit_codes.CONFIGURATION
@@ -54,11 +54,8 @@ def run(args: argparse.Namespace) -> int:
         with interruption.StopRequest(), configuration.told_without_gin():
             loop.train(**configuration.resolve(loop.train), check_only=args.check)
 
-    try:
+    with processes.failing_alone(MISTAKE):
         code = told(train)
-    except BaseException as error:
-        processes.fail_alone(_code(error))
-        raise
     if code == exit_codes.UNHEALTHY:
         processes.fail_alone(code)
     if args.check and code == exit_codes.DONE:
@@ -81,12 +78,3 @@ def told(train: Callable[[], None]) -> int:
             return exit_codes.UNHEALTHY
         raise
     return exit_codes.DONE
-
-
-def _code(error: BaseException) -> int:
-    """What the process ends with after an error that `told` lets through; see `main`."""
-    if isinstance(error, errors.UserError):
-        return MISTAKE
-    if isinstance(error, KeyboardInterrupt):
-        return exit_codes.INTERRUPTED
-    return exit_codes.FAULT

@@ -22,12 +22,14 @@ class TrainedClips:
       stage: the component of the bundle that is replaced.
       train: `loop.train`, all of it but where to write and the seed.
       trained_on: digest of the data that `train` reads.
+      tokenizers: folder of those that made its tokens.
     """
 
     clips: sampled_clips.SampledClips
     stage: str
     train: Callable[..., object]
     trained_on: str
+    tokenizers: str
 
     def __post_init__(self):
         stages = [
@@ -47,7 +49,17 @@ class TrainedClips:
         return self.clips.figures
 
     def data(self) -> str:
-        """Of what the stage is trained on, and what the clips rest on."""
+        """Of what the stage is trained on, and what the clips rest on.
+
+        Raises:
+          BundleError: the bundle has other tokenizers, whose tokens the stage would not know.
+        """
+        used = bundles.find(self.clips.model)
+        if bundles.tokenizer_digest(used) != bundles.tokenizer_digest(self.tokenizers):
+            raise bundles.BundleError(
+                f"SampledClips.model is {self.clips.model}, and {self.stage} is trained on tokens "
+                f"of {self.tokenizers}: give a bundle with these tokenizers"
+            )
         return f"{self.trained_on} {self.clips.data()}"
 
     def measure(

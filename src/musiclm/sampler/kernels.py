@@ -171,4 +171,4 @@ def attend(
 
     name = f"musiclm_attend_{caches[0].dtype}_{size}"
     result = jax.ShapeDtypeStruct(query_GHD.shape, jnp.float32)
-    return native.call(name, [result], operands, 5, plan, item)[0]
+    return native.call(name, [result], operands, 5, plan, item)[0].astype(query_GHD.dtype)

@@ -70,12 +70,11 @@ def attend(
     """
     scaled_GHD = query_GHD * query_GHD.shape[-1] ** -0.5
     on_cpu = kernels.attend if jax.tree.leaves(keys)[0].dtype in kernels.DTYPES else _attend
-    mixed_GHD = lax.platform_dependent(
+    return lax.platform_dependent(
         *(scaled_GHD, keys, values, bias_HT, position),
         cpu=functools.partial(on_cpu, layer),
         default=functools.partial(_attend, layer),
     )
-    return mixed_GHD.astype(query_GHD.dtype)
 
 
 def _attend(layer, query_GHD, keys, values, bias_HT, position):

@@ -83,15 +83,16 @@ class WordPiece:
         """Reads what `save` wrote.
 
         Raises:
-          UserError: The file is something else.
+          UserError: There is no such file, or it is something else.
         """
         try:
             vocab = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["wordpiece"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            return cls(vocab)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} holds no WordPiece vocabulary; give the file that WordPiece.save wrote."
+                f"{path} holds no WordPiece vocabulary ({error!r}); give the file that "
+                "WordPiece.save wrote."
             ) from error
-        return cls(vocab)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one JSON file, in one move: an interrupted call leaves the old file."""

@@ -117,6 +117,11 @@ def train(
             state = checkpoints.restore(built.state)
             facts, start = checkpoints.facts, checkpoints.latest_step
             check_origin(facts, origin, workdir)
+            if start > num_steps:
+                raise errors.UserError(
+                    f"num_steps is {num_steps}, and {workdir} has taken {start}: give at least as "
+                    "many, or another workdir"
+                )
         stop.check_before_steps()
         batches = dataset(start_step=start, **stream)
         first = next(batches)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from musiclm import bundle
+from musiclm import bundle, errors
 from musiclm.losses import contrastive
 from musiclm.models.bert import BertConfig
 from musiclm.models.mulan import MuLan, MuLanConfig, MuLanOutput
@@ -56,7 +56,13 @@ class MuLanTask:
             raise ValueError(f"MuLanTask.gain_db is {self.gain_db}; set it to 0 or more.")
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Windows, and the word pieces of a caption of each."""
+        """Windows, and the word pieces of a caption of each.
+
+        Raises:
+          UserError: a batch of one, which has nothing to tell from another.
+        """
+        if batch_size < 2:
+            raise errors.UserError(f"batch_size is {batch_size}: MuLan's loss needs 2 rows or more")
         config = self.config
         return {
             "waveform": jax.ShapeDtypeStruct((batch_size, config.window_samples), jnp.float32),

@@ -55,10 +55,10 @@ class TokenLMTask:
         Raises:
           UserError: microbatches do not divide the batch.
         """
-        if self.microbatch_size is not None and batch_size % self.microbatch_size:
+        size = self.microbatch_size
+        if size is not None and (size < 1 or batch_size % size):
             raise errors.UserError(
-                f"TokenLMTask.microbatch_size is {self.microbatch_size} of {batch_size} rows: give "
-                "a divisor"
+                f"TokenLMTask.microbatch_size is {size} of {batch_size} rows: give a divisor"
             )
         shape = (batch_size, self.config.layout.sequence_length)
         return {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32)}

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import seqio
 from tiny_data_sets import (
+    AUDIO_STREAMS,
     MELODY_STREAMS,
     SAMPLE_RATE,
     SPEC,
     TOKEN_STREAMS,
+    audio_record,
     melody_record,
     token_record,
     write_data_set,
@@ -25,7 +27,7 @@ from tiny_data_sets import (
 from data_pipelines import manifest, shards
 from data_pipelines.feed import batches, examples, rows, tasks
 from data_pipelines.feed.source import Place
-from musiclm import bundle, exit_codes
+from musiclm import bundle, errors, exit_codes
 from musiclm.tokens.layout import LAYOUTS, StageLayout
 from musiclm.tokens.wordpiece import WordPiece
 
@@ -164,6 +166,7 @@ def test_sound_and_pairs(sound, tmp_path):
     pairs = batches.audio_text_pairs(
         corpora=[corpus(sound)],
         vocabulary=str(tmp_path / "v.json"),
+        vocab_size=120,
         max_text_tokens=12,
         start_step=0,
         **options,
@@ -174,6 +177,7 @@ def test_sound_and_pairs(sound, tmp_path):
     texts = batches.texts(
         corpora=[corpus(sound)],
         vocabulary=str(tmp_path / "v.json"),
+        vocab_size=120,
         max_text_tokens=12,
         seed=0,
         batch_size=4,
@@ -182,6 +186,53 @@ def test_sound_and_pairs(sound, tmp_path):
     text = next(texts)
     assert text.keys() == {"text_ids"}
     np.testing.assert_array_equal(text["text_ids"], taken[2]["text_ids"])
+
+
+def test_what_is_found_while_a_batch_is_made_is_told_as_it_is(tmp_path):
+    """TensorFlow, which asks for the batch, would make an error of its own of it."""
+    mute = write_data_set(
+        tmp_path / "mute", AUDIO_STREAMS, lambda record: audio_record(record) | {"captions": []}
+    )
+    WordPiece.train(["words"], 120).save(tmp_path / "v.json")
+    for corpora in ([corpus(mute)], [corpus(mute), corpus(mute, name="second")]):
+        texts = batches.texts(
+            corpora=corpora,
+            vocabulary=str(tmp_path / "v.json"),
+            vocab_size=120,
+            max_text_tokens=12,
+            seed=0,
+            batch_size=4,
+            start_step=0,
+        )
+        with pytest.raises(shards.ShardError, match=r"^[^\n]*mute has windows without captions"):
+            next(texts)
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(sound, tmp_path):
+    vocabulary = WordPiece.train(["short words on 0123456789", "list"], 120)
+    vocabulary.save(tmp_path / "v.json")
+    few = vocabulary.vocab_size - 1
+    with pytest.raises(errors.UserError, match=f"{few + 1} pieces, and vocab_size is {few}: give"):
+        batches.texts(
+            corpora=[corpus(sound)],
+            vocabulary=str(tmp_path / "v.json"),
+            vocab_size=few,
+            max_text_tokens=12,
+            seed=0,
+            batch_size=4,
+            start_step=0,
+        )
+
+
+def test_data_that_no_run_can_take_is_told(tokens):
+    with pytest.raises(errors.UserError, match="split is 'test': this corpus has"):
+        sequences([corpus(tokens)], 1, split="test")
+    with pytest.raises(errors.UserError, match=r"corpora are named \['first', 'first'\]"):
+        sequences([corpus(tokens), corpus(tokens)], 1)
+    with pytest.raises(errors.UserError, match="weights are"):
+        sequences([corpus(tokens), corpus(tokens, name="none", weight=0)], 1)
+    with pytest.raises(errors.UserError, match=r"splits of first are \['test'\]: give one named"):
+        tasks.digest([tasks.Corpus(name="first", splits={"test": str(tokens)})])
 
 
 def test_splits_are_those_of_the_corpus(tokens, other_tokens):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tiny_data_sets import (
 )
 
 from data_pipelines import manifest, shards
-from data_pipelines.feed import examples, rows
+from data_pipelines.feed import examples, records, rows
 from data_pipelines.feed.examples import AudioExamples, TextExamples, TokenExamples
 from musiclm.token_spec import TokenSpec
 from musiclm.tokens.layout import StageLayout
@@ -238,6 +239,21 @@ def test_a_shard_that_vanishes_costs_its_rows_and_all_of_them_the_run(tokens, tm
         (folder / shards.shard_name("acoustic", shard, 3)).unlink()
     with pytest.raises(shards.ShardError, match="records of 100 rows on end can't be read"):
         make(TokenExamples(str(folder), layout), np.arange(4))
+
+
+def test_open_files_are_asked_for_of_all_data_sets_together(tokens, other_tokens, monkeypatch):
+    asked = []
+    monkeypatch.setattr(records, "_held", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(records.resource, "getrlimit", lambda _: (520, 10_000))
+    monkeypatch.setattr(records.resource, "setrlimit", lambda _, limits: asked.append(limits))
+    first, second = (
+        records.Records(folder, ("acoustic", "mulan")) for folder in (tokens, other_tokens)
+    )
+    first.check()
+    first.check((0,), 2)  # its six files are the same
+    assert not asked
+    second.check()
+    assert asked == [(512 + 6 + 6, 10_000)]
 
 
 def test_what_does_not_fit_the_stage_is_refused(tokens, sound, tmp_path):
