@@ -5,6 +5,7 @@ Nothing at the top imports Beam or JAX: `--help` answers at once.
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -141,7 +142,20 @@ def _run(args: argparse.Namespace, encoder: Callable) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if (mistake := _mistake_of_a_worker(error)) is None:
+            raise
+        raise mistake from error
     return 0
+
+
+def _mistake_of_a_worker(error: RuntimeError) -> errors.UserError | None:
+    """What a person can mend, of which workers in other processes tell in a traceback's text."""
+    for module, name, told in re.findall(r"^([\w.]+)\.(\w+): (.+)$", str(error), re.MULTILINE):
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, errors.UserError):
+            return errors.UserError(re.sub(r" \[while running .*\]$", "", told))
+    return None
 
 
 def _beam_options(arguments: Sequence[str]):

@@ -50,15 +50,15 @@ def exists(path: str) -> bool:
 
 def sizes(folder: str) -> dict[str, int]:
     """Bytes of the files that lie directly in a folder, by name; unfinished ones left out."""
-    found = {os.path.basename(file.path): file.size_in_bytes for file in _files(folder)}
+    found = {os.path.basename(path): size for path, size in _files(folder).items()}
     return {name: size for name, size in found.items() if not name.startswith(".")}
 
 
 def sweep(folder: str) -> None:
     """Deletes what a kill left unfinished in a folder."""
-    paths = [file.path for file in _files(folder) if os.path.basename(file.path).startswith(".")]
-    if paths:
-        FileSystems.delete(paths)
+    for path in _files(folder):
+        if os.path.basename(path).startswith("."):
+            _delete(path)
 
 
 def write(path: str, data: bytes) -> None:
@@ -82,7 +82,7 @@ def move_in(local: pathlib.Path, path: str) -> None:
 def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     if exists(path):
-        FileSystems.delete([path])
+        _delete(path)
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -91,12 +91,31 @@ def _chunks(path: str) -> Iterator[bytes]:
             yield chunk
 
 
-def _files(folder: str) -> list:
+def _is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def _files(folder: str) -> dict[str, int]:
+    """Bytes of the files that lie directly in a folder, by path; none if there is no folder."""
+    if _is_local(folder):
+        # To Beam paths are patterns: brackets in a folder's name would stand for one character.
+        try:
+            with os.scandir(folder) as entries:
+                return {entry.path: entry.stat().st_size for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return {}
     try:
         (found,) = FileSystems.match([join(folder, "*")])
-    except BeamIOError:  # there is no such folder
-        return []
-    return found.metadata_list
+    except BeamIOError:
+        return {}
+    return {file.path: file.size_in_bytes for file in found.metadata_list}
+
+
+def _delete(path: str) -> None:
+    if _is_local(path):
+        os.remove(path)
+    else:
+        FileSystems.delete([path])
 
 
 def _beside(path: str) -> str:
@@ -106,6 +125,6 @@ def _beside(path: str) -> str:
 
 def _create(path: str):
     folder, _ = FileSystems.split(path)
-    if "://" not in folder:
+    if _is_local(folder):
         os.makedirs(folder, exist_ok=True)
     return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)

@@ -199,7 +199,8 @@ def _captions(facts: Facts) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.5 + 0.9 * len(kinds)), layout="constrained")
     rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
     longest = max(max(lengths) for lengths in facts.captions.values())
-    edges = np.arange(0, longest + 2, max(1, longest // 60)) - 0.5
+    step = max(1, longest // 60)
+    edges = np.arange(0, longest + 1 + step, step) - 0.5  # the last bar reaches the longest
     for axes, kind in zip(rows, kinds, strict=True):
         lengths = facts.captions[kind]
         axes.hist(

@@ -52,8 +52,12 @@ def make(args: argparse.Namespace) -> corpus.Made:
 
     builder = tfds.builder_from_directory(args.prepared)
     feature = _audio_feature(tfds, builder)
-    if lacking := [tag for tag in args.tags if tag not in _flat(dict(builder.info.features))]:
-        raise corpus.CorpusError(f"--tags {lacking[0]}: {builder.name} has no such feature")
+    single = [name for name, of in _flat(dict(builder.info.features)).items() if of.shape == ()]
+    if lacking := [tag for tag in args.tags if tag not in single]:
+        raise corpus.CorpusError(
+            f"--tags {lacking[0]}: {builder.name} has no such feature of one value; it has "
+            f"{', '.join(single) or 'none'}"
+        )
     if strange := sorted(set(builder.info.splits) - set(_SPLITS)):
         raise corpus.CorpusError(
             f"{builder.name} has splits {', '.join(strange)}: only {', '.join(_SPLITS)} are known"

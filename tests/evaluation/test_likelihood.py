@@ -65,5 +65,6 @@ def test_it_is_the_mean_cross_entropy_of_the_first_window(stage):
 def test_short_clips_are_named():
     config = TokenLMConfig(layout=StageLayout.of("semantic", SPEC), transformer=SIZES)
     codes = {"mulan": np.zeros((1, 2), int), "semantic": np.zeros((1, 9), int)}
-    with pytest.raises(ValueError, match="9 semantic frames, and a window of the semantic stage"):
+    assert not likelihood.is_filled(config.layout, codes)
+    with pytest.raises(ValueError, match="don't fill a window of the semantic stage"):
         likelihood.nats(config, {}, codes)

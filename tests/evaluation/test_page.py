@@ -13,7 +13,7 @@ TABLE = Table(
     head=("", "share", "words"),
     rows=(("real", Estimate(0.5, 0.25, 0.75, 8), "few"), ("chance", 0.1, "")),
 )
-CLIPS = {'a "calm" <tune>': {"made": "clips/a.wav", "real": "../b.wav"}}
+CLIPS = {'a "calm" <tune>': {"made": "clips/a.wav", "real": "../b #2.wav"}}
 
 
 class Reader(html.parser.HTMLParser):
@@ -52,7 +52,7 @@ def test_a_page_has_tables_pictures_and_players():
     reader = read(page.page("Title", "opening", [TABLE], CLIPS))
     for words in ("A & B <c>", "5 < 6", "0.50 (0.25 to 0.75)", 'a "calm" <tune>', "opening"):
         assert words in reader.words
-    assert reader.sounds == ["clips/a.wav", "../b.wav"]
+    assert reader.sounds == ["clips/a.wav", "../b%20%232.wav"]
     assert reader.counts["svg"] == 1
 
 

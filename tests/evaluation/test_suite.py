@@ -20,11 +20,14 @@ class MuLan:
         number_N = np.round(10 * embeddings_ND[:, 0]).astype(int)
         return np.stack([number_N, np.full(len(number_N), modality == "audio")], axis=1)
 
+    def encode_text(self, texts):
+        return np.zeros((len(texts), 2), int)
+
 
 class Semantic:
     """Each clip's tokens, which its first sample names."""
 
-    frame_rate = 2
+    frame_rate, sample_rate = 2, 1600  # the tiny bundle's
     clusters = {"centroids_KD": np.eye(CLUSTERS)}  # noqa: RUF012
 
     def encode(self, waveform_NT):
@@ -96,6 +99,28 @@ def test_questions_with_one_answer_are_not_asked_of_mulan(make):
     assert asked(tonic=0, instrument="flute") == (title, ["drums", "tempo"])
     alike = {"tonic": 0, "instrument": "flute", "drums": True, "tempo": "slow"}
     assert asked(**alike)[0] == "MuLan's codes"
+
+
+def test_semantic_tokens_are_of_sound_at_their_models_rate(make, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Semantic, "sample_rate", 800)
+    monkeypatch.setattr(
+        Semantic,
+        "encode",
+        lambda _, waveform_NT: heard.append(waveform_NT.shape) or np.zeros((1, 1)),
+    )
+    make().tokens(np.ones((3, RATE), np.float32))
+    assert heard == [(1, RATE // 2)] * 3
+
+
+def test_stages_whose_window_no_clip_fills_are_left_out(make, tiny_bundle):
+    """As the paper's semantic stage: it hears 30 s."""
+    measured = make()
+    spec = measured.bundle.token_spec
+    frames = round(spec.fine_window_seconds * spec.acoustic_frame_rate)
+    codes_NFQ = np.zeros((12, frames, spec.num_acoustic_codebooks), int)
+    table = measured.likelihood_table(measured.held_out, codes_NFQ)
+    assert list(table.record()["figures"]) == ["fine"]
 
 
 def test_memorization_asks_for_training_clips_by_their_sound(make, monkeypatch):

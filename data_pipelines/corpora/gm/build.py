@@ -88,7 +88,7 @@ def build(
     if final.is_file():
         if len(made) > clips:
             raise BuildError(f"{out} already holds {len(made)} clips: ask for as many or more")
-        if len(made) == clips:
+        if len(made) == clips and not part.is_file():
             return final
     missing = [index for index in range(clips) if index not in made]
     pool = [Worker(job, font, out, timeout) for _ in range(min(workers, len(missing)))]

@@ -16,6 +16,7 @@ def load() -> types.ModuleType:
     try:
         if importlib.util.find_spec("apache_beam") is None:  # its import takes seconds
             raise ModuleNotFoundError("No module named 'apache_beam'")
+        importlib.import_module("data_pipelines.shards")  # what the commands import when they run
         return importlib.import_module("data_pipelines.beam.cli")
     except ImportError as error:
         raise errors.UserError(

@@ -383,7 +383,7 @@ def semantic_table(
 def likelihood_table(
     nats: Mapping[str, np.ndarray],
     vocabulary: Mapping[str, int],
-    shuffled: bootstrap.Estimate,
+    shuffled: bootstrap.Estimate | None,
     rests_on: str,
 ) -> Table:
     """How likely the stages find real clips, and whether the semantic one hears their order.
@@ -391,13 +391,14 @@ def likelihood_table(
     Args:
       nats: mean over the tokens of each clip, [N], by stage.
       vocabulary: codes a level, by stage.
-      shuffled: see `semantic_tokens.spot_the_real`, of the semantic stage.
+      shuffled: see `semantic_tokens.spot_the_real`, of the semantic stage, if it is there.
       rests_on: which bundle.
     """
     return Table(
         title="Stages on real clips",
-        note="nats a token with the caption's condition, beside guessing; and how often the "
-        "semantic stage finds a clip likelier than one whose seconds are shuffled.",
+        note="nats a token with the caption's condition, beside guessing, of stages whose window a "
+        "clip fills; and how often the semantic stage finds a clip likelier than one whose seconds "
+        "are shuffled.",
         rests_on=(rests_on,),
         head=("", "nats a token", "guessing", "real before shuffled"),
         rows=tuple(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm.models.token_lm import TokenLM, TokenLMConfig
+from musiclm.tokens.layout import StageLayout
 
 
 def nats(
@@ -34,7 +35,7 @@ def nats(
       ValueError: the clips are shorter than the window.
     """
     params = jax.tree.map(jnp.asarray, params)
-    ids_NS = _first_windows(config, codes)
+    ids_NS = _first_windows(config.layout, codes)
     found = []
     for start in range(0, len(ids_NS), batch_size):
         # The last clip fills up the last batch: all have one shape.
@@ -43,20 +44,25 @@ def nats(
     return np.concatenate(found)[: len(ids_NS)].astype(np.float64)
 
 
-def _first_windows(config: TokenLMConfig, codes: Mapping[str, np.ndarray]) -> np.ndarray:
+def is_filled(layout: StageLayout, codes: Mapping[str, np.ndarray]) -> bool:
+    """Whether clips are as long as a window of the stage, or longer; `codes` as of `nats`."""
+    return all(
+        segment.source == "mulan" or codes[segment.source].shape[1] >= segment.num_frames
+        for segment in (*layout.prefix, layout.target)
+    )
+
+
+def _first_windows(layout: StageLayout, codes: Mapping[str, np.ndarray]) -> np.ndarray:
     """The sequences int32 [N, S] of the beginnings of clips."""
-    cut = {}
-    for segment in (*config.layout.prefix, config.layout.target):
-        raw = codes[segment.source]
-        if segment.source != "mulan":
-            if raw.shape[1] < segment.num_frames:
-                raise ValueError(
-                    f"clips of {raw.shape[1]} {segment.source} frames, and a window of the "
-                    f"{config.layout.stage} stage has {segment.num_frames}: give longer clips"
-                )
-            raw = raw[:, : segment.num_frames]
-        cut[segment.source] = raw
-    return np.asarray(config.layout.flatten(cut))
+    if not is_filled(layout, codes):
+        raise ValueError(f"the clips don't fill a window of the {layout.stage} stage: give longer")
+    cut = {
+        segment.source: codes[segment.source]
+        if segment.source == "mulan"
+        else codes[segment.source][:, : segment.num_frames]
+        for segment in (*layout.prefix, layout.target)
+    }
+    return np.asarray(layout.flatten(cut))
 
 
 @functools.partial(jax.jit, static_argnums=0)

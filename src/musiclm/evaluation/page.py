@@ -2,6 +2,7 @@
 
 import html
 import io
+import urllib.parse
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -128,8 +129,7 @@ def _players(clips: Mapping[str, Mapping[str, str]]) -> str:
         [
             html.escape(prompt),
             *(
-                f'<audio controls preload="none" src="{html.escape(files[source], quote=True)}">'
-                "</audio>"
+                f'<audio controls preload="none" src="{urllib.parse.quote(files[source])}"></audio>'
                 for source in sources
             ),
         ]

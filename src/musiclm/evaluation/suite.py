@@ -407,7 +407,7 @@ class Suite:
         )
 
     def likelihood_table(self, real: Clips, codes_NFQ: np.ndarray) -> Table:
-        """Of the stages on real clips, given their prompts.
+        """Of the stages on real clips, given their prompts; of those whose window a clip fills.
 
         Args:
           real: the clips.
@@ -420,27 +420,37 @@ class Suite:
             "acoustic": codes_NFQ,
         }
         stages = {name: self.bundle.components[name] for name in STAGES}
+        stages = {
+            name: part
+            for name, part in stages.items()
+            if likelihood.is_filled(part.config.layout, codes)
+        }
 
         def nats(stage: str, **others: np.ndarray) -> np.ndarray:
             part = stages[stage]
             return likelihood.nats(part.config, part.variables["params"], {**codes, **others})
 
-        second = self.semantic.frame_rate
-        window = stages["semantic"].config.layout.target.num_frames
-        whole_NT = codes["semantic"][:, : window // second * second]
-        rest_NT = codes["semantic"][:, whole_NT.shape[1] : window]
-        rng = np.random.default_rng(0)
-        shuffled_NK = [
-            nats("semantic", semantic=np.concatenate([shuffled_NT, rest_NT], axis=1))
-            for shuffled_NT in (
-                semantic_tokens.shuffle_phrases(whole_NT, second, rng) for _ in range(_SHUFFLES)
-            )
-        ]
         found = {stage: nats(stage) for stage in stages}
+        shuffled = None
+        if "semantic" in stages:
+            second = self.semantic.frame_rate
+            window = stages["semantic"].config.layout.target.num_frames
+            whole_NT = codes["semantic"][:, : window // second * second]
+            rest_NT = codes["semantic"][:, whole_NT.shape[1] : window]
+            rng = np.random.default_rng(0)
+            shuffled_NK = [
+                nats("semantic", semantic=np.concatenate([shuffled_NT, rest_NT], axis=1))
+                for shuffled_NT in (
+                    semantic_tokens.shuffle_phrases(whole_NT, second, rng) for _ in range(_SHUFFLES)
+                )
+            ]
+            shuffled = semantic_tokens.spot_the_real(
+                -found["semantic"], -np.stack(shuffled_NK, axis=1)
+            )
         return figures.likelihood_table(
             found,
             {name: part.config.layout.target_codebook_size for name, part in stages.items()},
-            semantic_tokens.spot_the_real(-found["semantic"], -np.stack(shuffled_NK, axis=1)),
+            shuffled,
             self.name,
         )
 
@@ -486,7 +496,9 @@ class Suite:
 
     def tokens(self, waveform_NT: np.ndarray) -> np.ndarray:
         """Semantic tokens [N, T]."""
-        return np.concatenate([self.semantic.encode(clip_T[None]) for clip_T in waveform_NT])
+        rate = self.semantic.sample_rate
+        heard = (audio.resample(clip_T, self.rate, rate) for clip_T in waveform_NT)
+        return np.concatenate([self.semantic.encode(clip_T[None]) for clip_T in heard])
 
 
 def _twice(items: Sequence) -> list:

@@ -119,6 +119,24 @@ def test_other_bundles_of_work_give_the_same_bytes(
     assert bytes_of(folder) == bytes_of(packed)
 
 
+def test_a_folder_may_be_named_as_a_pattern(packed, sound_corpus, musiclm, bytes_of, tmp_path):
+    code, folder, _ = musiclm(*command(sound_corpus, tmp_path / "tokens [v2]*"))
+    assert code == 0
+    assert bytes_of(folder) == bytes_of(packed)
+
+
+def test_what_a_worker_finds_in_another_process_is_told_in_a_line(musiclm, tmp_path):
+    (tmp_path / manifest.NAME).write_text("{}\n")
+    code, _, stderr = musiclm(
+        *command(tmp_path, tmp_path / "out"),
+        "--direct_running_mode=multi_processing",
+        "--direct_num_workers=2",
+    )
+    assert code == 2
+    assert f"error: {tmp_path / manifest.NAME}, record 1: lacks file" in stderr
+    assert "while running" not in stderr
+
+
 def test_a_killed_job_goes_on_to_the_same_bytes(packed, sound_corpus, bytes_of, tmp_path):
     """Killed again and again, later each time, until it gets through."""
     argv = [str(a) for a in command(sound_corpus, tmp_path, "--shards-a-run", 1)]

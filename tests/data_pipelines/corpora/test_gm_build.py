@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,16 @@ def test_goes_on_after_a_kill_and_grows(corpus, tmp_path):
         gm_build.build(out, 5, seed=3, progress=False)
     with pytest.raises(gm_build.BuildError, match="seed = 3, not 4"):
         gm_build.build(out, 12, seed=4, progress=False)
+
+
+def test_killed_before_the_larger_manifest_is_written_it_goes_on(corpus, tmp_path):
+    out = shutil.copytree(corpus, tmp_path / "corpus")
+    lines = (out / manifest.NAME).read_text().splitlines(keepends=True)
+    (out / f"{manifest.NAME}.part").write_text("".join(lines[2:]))
+    (out / manifest.NAME).write_text("".join(lines[:2]))
+    gm_build.build(out, len(lines), seed=3, progress=False)
+    assert (out / manifest.NAME).read_text() == "".join(lines)
+    assert not (out / f"{manifest.NAME}.part").exists()
 
 
 @pytest.mark.slow

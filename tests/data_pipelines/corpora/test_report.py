@@ -2,6 +2,7 @@
 
 import html.parser
 import re
+import types
 
 import pytest
 
@@ -125,3 +126,10 @@ def test_many_licences_are_summed_up(tmp_path):
     told = facts.count(manifest.write(tmp_path, clips), ())
     text = report.page(told, name="x", where="y")
     assert "15 others" in text
+
+
+def test_every_caption_is_in_a_bar():
+    lengths = {1: 2, 121: 3, 122: 4}
+    figure = plots._captions(types.SimpleNamespace(captions={"long": lengths}))
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert sum(heights) == sum(lengths.values())
