@@ -52,7 +52,8 @@ class TokenExamples:
     """Aligned crops of the token streams that a stage needs, as raw codes.
 
     A crop starts at a semantic frame. Its MuLan codes are those of one of the stored 10 s windows
-    that overlap it most, or those of one of its captions. A melody's are that window's always.
+    that overlap it most (in MusicLM, of the mean of the embeddings of all), or those of one of its
+    captions. A melody's are that window's always.
     """
 
     def __init__(

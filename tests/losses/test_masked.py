@@ -111,6 +111,8 @@ def test_diversity_loss_at_its_extremes():
     gradient_of = jax.jit(jax.grad(lambda x: masked.diversity_loss(jax.nn.softmax(x))))
     # Pushes the code that all frames choose down.
     assert np.min(gradient_of(one_code * 3.0)[..., 0]) > 0
+    # Also where the others' probabilities are 0 in float32.
+    assert np.isfinite(gradient_of(one_code * 200.0)).all()
 
 
 def test_perplexity_of_a_half_used_codebook():

@@ -57,7 +57,7 @@ class Regression:
         return state.apply_gradients(gradients, self.optimizer.make()), {"loss": loss}
 
     def evaluate(self, state, batch, key):
-        return {"loss": self.loss(state.params, batch)}
+        return {"loss": self.loss(state.params, batch), "draw": jax.random.uniform(key)}
 
     def export(self, state):
         return {}, {"params": state.params}
@@ -112,6 +112,20 @@ def test_it_learns_writes_curves_and_exports(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
     exported = bundle.load_component(tmp_path / "bundle", "regression")
     np.testing.assert_allclose(exported.variables["params"]["w"], state.params["w"], rtol=1e-3)
+
+
+def test_evaluations_draw_the_same_and_their_batches_do_not(tmp_path):
+    """Else a mean over batches averages no draws, and curves tell of draws as well."""
+
+    def draws(num_eval_batches):
+        folder = tmp_path / str(num_eval_batches)
+        run(folder, num_eval_batches=num_eval_batches)
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [line["eval/draw"] for line in lines if "eval/draw" in line]
+
+    (one, same), (two, _) = draws(1), draws(2)
+    assert one == same
+    assert abs(two - one) > 1e-4
 
 
 def test_resuming_equals_not_stopping(tmp_path):
@@ -307,7 +321,7 @@ def test_numbers_out_of_range_are_told_first(tmp_path, name, value, told, check_
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, "keep_best is 'eval/los': give one of eval/loss"),
+        ({}, "keep_best is 'eval/los': give one of eval/draw, eval/loss"),
         ({"eval_dataset": None}, "nothing is evaluated: give an eval_dataset"),
     ],
 )

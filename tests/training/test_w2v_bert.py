@@ -144,6 +144,7 @@ def test_health_gates(metric, healthy, ill, advice):
     [
         ({"mask_start_prob": 0.0}, "mask_start_prob 0.0"),
         ({"mask_span": 0}, "mask_span 0"),
+        ({"optimizer": optim.OptimizerConfig(ema_decay=0.9)}, "ema_decay 0.9: give 0"),
         ({"num_distractors": 0}, "num_distractors 0"),
         ({"contrastive_temperature": 0.0}, "contrastive_temperature"),
         ({"target_rate": 1.5}, "target_rate 1.5"),

@@ -153,7 +153,8 @@ def prediction_loss(logits_BNK: jax.Array, ids_BN: jax.Array, mask_BN: jax.Array
 
 def perplexity(probs_K: jax.Array) -> jax.Array:
     """exp of the entropy of a distribution: 1 (one code) to K (all alike)."""
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(probs_K, probs_K), axis=-1))
+    # A floor far below any share that counts: at 0 the gradient of p log p is no number.
+    return jnp.exp(-jnp.sum(probs_K * jnp.log(jnp.maximum(probs_K, 1e-30)), axis=-1))
 
 
 def diversity_loss(probs_BNK: jax.Array) -> jax.Array:

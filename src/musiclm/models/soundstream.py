@@ -2,13 +2,14 @@
 
     waveform ─ encoder ─ latents (FiLM: denoise?) ─ RVQ ─ decoder ─ waveform
 
-Every layer is causal, so frame t of the codes reads no sample past its hop, and a prefix of the
-codes decodes to a prefix of the waveform; `decode_piece` decodes a stream of any length.
+Every layer is causal: a codec of samples reads none past a frame's hop, and decodes a prefix of the
+codes to a prefix of the waveform; `decode_piece` decodes a stream of any length.
 
 With a `SpectrumConfig`, encoder and decoder work on the magnitudes of short-time spectra in place
 of samples, each with a linear path beside its convolutions, and the decoder's phases are found by
 Griffin and Lim's algorithm. Such a codec is quick on a CPU, spends no bits on phases, and can start
-as the principal components of its corpus (`training.principal`).
+as the principal components of its corpus (`training.principal`). Its windows are centred on the
+hops, and reach beyond both ends of them.
 
 Shape legend: B batch, T samples or frames, C channels, D latent dimension, Q levels, N spectra,
 F frequency bins, P past.

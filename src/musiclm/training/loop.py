@@ -140,7 +140,7 @@ def train(
         run_step = built.step.lower(built.state, built.batch).compile()
         if eval_dataset:
             stop.check_before_steps()
-            evaluate = built.evaluate.lower(built.state, built.batch).compile()
+            evaluate = built.evaluate.lower(built.state, built.batch, 0).compile()
         initialize = initialize and initialize.compile()
         # Some hosts check their data and compile for minutes more than others; a collective does
         # not wait that long.
@@ -158,9 +158,9 @@ def train(
         def evaluation(count: int) -> dict[str, float]:
             held_out = eval_dataset(start_step=0, **stream)
             results = []
-            for _ in range(num_eval_batches):
+            for index in range(num_eval_batches):
                 batch = sharding.to_devices(next(held_out), devices)
-                results.append(evaluate(state, batch))
+                results.append(evaluate(state, batch, index))
                 watchdog.beat()
             averages = average(results, prefix="eval/")
             writer.write(count, averages)
@@ -280,7 +280,7 @@ def check_metric(name: str, built: program.Program | None) -> None:
     Raises:
       UserError: they don't.
     """
-    metrics = jax.eval_shape(built.evaluate, built.state, built.batch) if built else {}
+    metrics = jax.eval_shape(built.evaluate, built.state, built.batch, 0) if built else {}
     known = sorted(f"eval/{metric}" for metric in metrics)
     if name not in known:
         raise errors.UserError(

@@ -82,7 +82,8 @@ class Program:
       read_start: () -> what the task's file has, on the host; `{}` without one.
       init: (what was read) -> state, jitted.
       step: (state, batch) -> (state, metrics), jitted; the state given is used up.
-      evaluate: (state, batch) -> metrics, jitted.
+      evaluate: (state, batch, the batch's number) -> metrics, jitted. Every evaluation draws the
+        same, and each of its batches something else.
       finite: state -> by path of each array of floats whether all of it is finite, jitted.
       forward: (state, batch) -> what a step differentiates; only ever traced.
       sounds: (state, batch) -> waveforms by name, jitted; None unless the task is `Audible`.
@@ -94,7 +95,7 @@ class Program:
     read_start: Callable[[], Any]
     init: Callable[[Any], Any]
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
-    evaluate: Callable[[Any, Any], dict[str, jax.Array]]
+    evaluate: Callable[[Any, Any, int], dict[str, jax.Array]]
     finite: Callable[[Any], dict[str, jax.Array]]
     forward: Callable[[Any, Any], Any]
     sounds: Callable[[Any, Any], dict[str, jax.Array]] | None
@@ -135,6 +136,7 @@ def build(
     }
     sharding.check_rows(batch_size, mesh)
     init_key, step_key = jax.random.split(jax.random.key(seed))
+    eval_key = jax.random.fold_in(jax.random.key(seed), 0)
 
     def init():
         return task.init(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))
@@ -148,8 +150,8 @@ def build(
     def step(state, batch):
         return task.step(state, batch, jax.random.fold_in(step_key, state.step))
 
-    def evaluate(state, batch):
-        return task.evaluate(state, batch, jax.random.fold_in(step_key, state.step))
+    def evaluate(state, batch, index):
+        return task.evaluate(state, batch, jax.random.fold_in(eval_key, index))
 
     def finite(state):
         return {

@@ -92,8 +92,8 @@ def fit_mulan_quantizer(
 ) -> None:
     """Fits the residual quantizer on a trained MuLan's embeddings (MusicLM 3.1).
 
-    It is fitted on sound and words alike, each with its own mean taken off: the stages are trained
-    on codes of the one and sampled with codes of the other.
+    It is fitted on sound and words alike, each with its own mean taken off, since the stages are
+    trained on codes of the one and sampled with codes of the other. The paper tells of neither.
 
     Args:
       model: component file of the trained model, without its suffix.

@@ -82,10 +82,10 @@ class SoundStreamTask:
       commitment_weight: of the loss that draws latents to their codes.
       balance_gradients: weights are shares of the gradient that reaches the output, see
         `adversarial.balance_gradients`; peers use 4, 4, 2, 0.1 so.
-      quantize_from_step: first step with quantisation.
+      quantize_from_step: first step with quantisation. Paper: the first of all.
       kmeans_iters: of the codebooks' initialisation.
-      kmeans_batches: how many of the last batches it fits; a single small one holds hardly more
-        vectors than a codebook has entries.
+      kmeans_batches: how many of the last batches it fits; a single small one, the paper's first,
+        holds hardly more vectors than a codebook has entries.
       ema_decay: of the codebooks' moving averages.
       codebook_optimizer: learns the codebooks by gradients of `quantization.codebook_loss`, from
         k-means on; its steps count from there. None: entries are moving averages, as in the paper.

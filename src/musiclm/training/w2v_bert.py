@@ -64,6 +64,11 @@ class W2vBertTask:
         for field in ("mask_span", "num_distractors", "gumbel_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"W2vBertTask.{field} {getattr(self, field)}: give 1 or more")
+        if self.optimizer.ema_decay:
+            raise ValueError(
+                f"W2vBertTask.optimizer has ema_decay {self.optimizer.ema_decay}: give 0, the "
+                "statistics of features are those of the weights as they are, not of their average"
+            )
         if not self.contrastive_temperature > 0:
             raise ValueError(
                 "W2vBertTask.contrastive_temperature "
