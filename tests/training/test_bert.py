@@ -126,7 +126,7 @@ def test_a_text_tower_starts_from_it(trained, tmp_path, pooling):
         start=str(tmp_path / "bert"),
         optimizer=OptimizerConfig(ema_decay=0.9),
     )
-    batch = {name: np.ones(spec.shape, spec.dtype) for name, spec in task.batch_spec(1).items()}
+    batch = {name: np.ones(spec.shape, spec.dtype) for name, spec in task.batch_spec(2).items()}
     fresh = jax.jit(task.init)(jax.random.key(0), batch)
     begun = jax.jit(task.begin)(fresh, task.read_start())
     assert jax.tree.structure(begun) == jax.tree.structure(fresh)
