@@ -4,7 +4,7 @@ import hashlib
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -56,9 +56,7 @@ def sizes(folder: str) -> dict[str, int]:
 
 def sweep(folder: str) -> None:
     """Deletes what a kill left unfinished in a folder."""
-    for path in _files(folder):
-        if os.path.basename(path).startswith("."):
-            _delete(path)
+    _delete([path for path in _files(folder) if os.path.basename(path).startswith(".")])
 
 
 def write(path: str, data: bytes) -> None:
@@ -82,7 +80,7 @@ def move_in(local: pathlib.Path, path: str) -> None:
 def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     if exists(path):
-        _delete(path)
+        _delete([path])
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -111,11 +109,11 @@ def _files(folder: str) -> dict[str, int]:
     return {file.path: file.size_in_bytes for file in found.metadata_list}
 
 
-def _delete(path: str) -> None:
-    if _is_local(path):
+def _delete(paths: Sequence[str]) -> None:
+    for path in filter(_is_local, paths):
         os.remove(path)
-    else:
-        FileSystems.delete([path])
+    if elsewhere := [path for path in paths if not _is_local(path)]:
+        FileSystems.delete(elsewhere)
 
 
 def _beside(path: str) -> str:

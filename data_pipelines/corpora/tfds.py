@@ -52,7 +52,8 @@ def make(args: argparse.Namespace) -> corpus.Made:
 
     builder = tfds.builder_from_directory(args.prepared)
     feature = _audio_feature(tfds, builder)
-    single = [name for name, of in _flat(dict(builder.info.features)).items() if of.shape == ()]
+    leaves = _flat(dict(builder.info.features))
+    single = sorted(name for name, of in leaves.items() if of.shape == ())
     if lacking := [tag for tag in args.tags if tag not in single]:
         raise corpus.CorpusError(
             f"--tags {lacking[0]}: {builder.name} has no such feature of one value; it has "

@@ -419,11 +419,10 @@ class Suite:
             "semantic": self.real_tokens_NT[: len(real.entries)],
             "acoustic": codes_NFQ,
         }
-        stages = {name: self.bundle.components[name] for name in STAGES}
         stages = {
             name: part
-            for name, part in stages.items()
-            if likelihood.is_filled(part.config.layout, codes)
+            for name, part in self.bundle.components.items()
+            if name in STAGES and likelihood.is_filled(part.config.layout, codes)
         }
 
         def nats(stage: str, **others: np.ndarray) -> np.ndarray:

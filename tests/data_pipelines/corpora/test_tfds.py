@@ -90,7 +90,7 @@ def test_mistakes(make, tmp_path):
     with pytest.raises(corpus.CorpusError, match=r"--tags mood: tones has no such feature"):
         make("tfds", "--prepared", records, "--tags", "mood")
     for tag in ("envelope", "audio"):
-        with pytest.raises(corpus.CorpusError, match=f"--tags {tag}: .* of one value; it has pitch, "):
+        with pytest.raises(corpus.CorpusError, match=f"--tags {tag}: .* of one value; it has id, "):
             make("tfds", "--prepared", records, "--tags", tag)
     no_rate = _prepare(tmp_path / "no_rate", sample_rate=None)
     with pytest.raises(corpus.CorpusError, match="one with a sample rate is needed"):

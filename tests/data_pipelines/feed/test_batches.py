@@ -41,6 +41,18 @@ def corpus(folder, name="first", **options):
     return tasks.Corpus(name=name, splits={"train": str(folder)}, **options)
 
 
+def texts(corpora, vocabulary, vocab_size=120, start_step=0):
+    return batches.texts(
+        corpora=corpora,
+        vocabulary=str(vocabulary),
+        vocab_size=vocab_size,
+        max_text_tokens=12,
+        seed=0,
+        batch_size=4,
+        start_step=start_step,
+    )
+
+
 def sequences(corpora, steps, start_step=0, num_hosts=1, stage="coarse", spec=SPEC, **options):
     """Global batches [steps, B, S], put together from the hosts'."""
     options = {"conditioning": "mixed", "seed": 3, "batch_size": BATCH} | options
@@ -174,16 +186,7 @@ def test_sound_and_pairs(sound, tmp_path):
     taken = list(itertools.islice(pairs, 3))
     assert taken[2]["text_ids"].shape == (4, 12)
     np.testing.assert_array_equal(taken[2]["waveform"], crop["waveform"])
-    texts = batches.texts(
-        corpora=[corpus(sound)],
-        vocabulary=str(tmp_path / "v.json"),
-        vocab_size=120,
-        max_text_tokens=12,
-        seed=0,
-        batch_size=4,
-        start_step=2,
-    )
-    text = next(texts)
+    text = next(texts([corpus(sound)], tmp_path / "v.json", start_step=2))
     assert text.keys() == {"text_ids"}
     np.testing.assert_array_equal(text["text_ids"], taken[2]["text_ids"])
 
@@ -195,17 +198,8 @@ def test_what_is_found_while_a_batch_is_made_is_told_as_it_is(tmp_path):
     )
     WordPiece.train(["words"], 120).save(tmp_path / "v.json")
     for corpora in ([corpus(mute)], [corpus(mute), corpus(mute, name="second")]):
-        texts = batches.texts(
-            corpora=corpora,
-            vocabulary=str(tmp_path / "v.json"),
-            vocab_size=120,
-            max_text_tokens=12,
-            seed=0,
-            batch_size=4,
-            start_step=0,
-        )
         with pytest.raises(shards.ShardError, match=r"^[^\n]*mute has windows without captions"):
-            next(texts)
+            next(texts(corpora, tmp_path / "v.json"))
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused(sound, tmp_path):
@@ -213,15 +207,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused(sound, tmp_path):
     vocabulary.save(tmp_path / "v.json")
     few = vocabulary.vocab_size - 1
     with pytest.raises(errors.UserError, match=f"{few + 1} pieces, and vocab_size is {few}: give"):
-        batches.texts(
-            corpora=[corpus(sound)],
-            vocabulary=str(tmp_path / "v.json"),
-            vocab_size=few,
-            max_text_tokens=12,
-            seed=0,
-            batch_size=4,
-            start_step=0,
-        )
+        texts([corpus(sound)], tmp_path / "v.json", vocab_size=few)
 
 
 def test_data_that_no_run_can_take_is_told(tokens):
