@@ -34,6 +34,15 @@ hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
 
 
+@pytest.fixture(scope="module")
+def own_compilation_cache(tmp_path_factory):
+    """Commands keep what they compile out of the person's home, and leave no variable set."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.getbasetemp() / "compiled"
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def moved():
     """Moves all weights, as training does: branches that start at zero would hide the rest."""

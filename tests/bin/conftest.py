@@ -39,6 +39,11 @@ slow/ablation.Variant.overrides = ('optim.OptimizerConfig.learning_rate = 1e-5',
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compilation_cache(own_compilation_cache):
+    """Of every command here."""
+
+
 @pytest.fixture
 def corpus(tmp_path) -> pathlib.Path:
     folder = tmp_path / "corpus"

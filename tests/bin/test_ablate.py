@@ -310,7 +310,7 @@ def test_asked_to_stop_the_run_saves_first(tmp_path, monkeypatch):
 
     before = signal.signal(signal.SIGUSR2, stop)
     try:
-        threading.Thread(target=ask).start()
+        threading.Thread(target=ask, daemon=True).start()
         run = ablation_plan.Run(ablation_plan.TRAINING, "fast", 0, (), {})
         with (tmp_path / "lock").open("a") as lock, pytest.raises(SystemExit):
             ablation_runs.Maker([], [])(run, tmp_path, lock.fileno())

@@ -92,11 +92,13 @@ def test_what_was_stopped_on_the_way_is_not_handed_over_twice(ablate, sbatch, mo
     monkeypatch.setenv("SBATCH_WAITS", "1")
     # As `main` has it of SIGTERM, which would end the tests.
     before = signal.signal(signal.SIGALRM, lambda *_: sys.exit())
-    stopping = threading.Thread(target=_stop_when, args=(sbatch,))
+    stopping = threading.Thread(target=_stop_when, args=(sbatch,), daemon=True)
     stopping.start()
-    assert ablate() == exit_codes.PREEMPTED
-    stopping.join()
-    signal.signal(signal.SIGALRM, before)
+    try:
+        assert ablate() == exit_codes.PREEMPTED
+        stopping.join()
+    finally:
+        signal.signal(signal.SIGALRM, before)
     monkeypatch.delenv("SBATCH_WAITS")
     assert ablate() == exit_codes.DONE
     first, second = (re.search("job-name=(.*)", text)[1] for text in sbatch())

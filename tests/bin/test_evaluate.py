@@ -49,7 +49,6 @@ def audioset_file(tmp_path):
 def test_a_report_is_written_down_the_same_twice(
     soundstorm_bundle, corpus, audioset_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("musiclm.evaluation.memorization.PERMUTED_PAIRS", 10_000)
     monkeypatch.setattr(codec_quality, "has_visqol", lambda: True)
     monkeypatch.setattr(codec_quality, "visqol", lambda real, *_: np.linspace(2, 4, len(real)))

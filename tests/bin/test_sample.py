@@ -4,7 +4,6 @@ import errno
 import functools
 import itertools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -37,14 +36,6 @@ LINES = [
     },
     {"prompt": "fast flute", "seed": 3, "best_of": 3},
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_cache_of_the_persons():
-    with pytest.MonkeyPatch.context() as patch:
-        # Else the command would set it for all tests that follow.
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", "/"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,8 @@ np.savez(sys.argv[1], **found)
 @pytest.mark.slow
 def test_four_devices_equal_one(tmp_path):
     out = tmp_path / "found.npz"
-    environment = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "PJRT_NPROC": "32",  # see test_training_on_a_mesh
-    }
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-c", PROGRAM, str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr

@@ -75,11 +75,8 @@ def run(directory, devices, *, data=1, fsdp=1, processes=1, fails_on=None, save_
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     per_process = devices // processes
-    environment = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"]
-        + f" --xla_force_host_platform_device_count={per_process}",
-        "JAX_PLATFORMS": "cpu",
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={per_process}"
+    environment = os.environ | {"XLA_FLAGS": flags}
     jobs = [
         subprocess.Popen(
             [

@@ -101,13 +101,8 @@ print(json.dumps(curves))
 
 
 def run(devices, mesh, models=()):
-    environment = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        # A collective holds a thread until all devices are there. XLA makes as many threads as
-        # devices, where there are fewer cores: two collectives of one device can take the last.
-        "PJRT_NPROC": "32",
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-c", PROGRAM, json.dumps(mesh), *models]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     if done.returncode == -signal.SIGABRT and "Termination timeout" in done.stderr:

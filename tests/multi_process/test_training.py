@@ -67,10 +67,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_losses(start, unharmed):
 def test_asked_to_stop_all_save_at_one_step(start):
     job = start("asked", PACE=0.1)
     job.wait_for_step(5)
-    asked = time.monotonic()
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.wait(30) == [exit_codes.PREEMPTED] * 2
-    assert time.monotonic() - asked < 30
     last = max(job.losses())
     assert f"saved at step {last} of 60" in job.stderr(0)
     assert f"saved at step {last} of 60" in job.stderr(1)

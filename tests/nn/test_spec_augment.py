@@ -27,8 +27,13 @@ def test_zero_masks_change_nothing():
 
 
 def test_masks_wider_than_the_spectrogram_are_cut_to_it():
-    config = SpecAugmentConfig(max_frequency_width=99, max_time_width=99)
-    assert spec_augment(jax.random.key(0), np.ones((4, 6, 3)), config).shape == (4, 6, 3)
+    config = SpecAugmentConfig(
+        num_frequency_masks=0, num_time_masks=1, max_frequency_width=99, max_time_width=99
+    )
+    hidden_BTF = np.asarray(spec_augment(jax.random.key(0), np.ones((256, 6, 3)), config)) == 0
+    widths, times = np.unique(hidden_BTF.all(2).sum(1), return_counts=True)
+    np.testing.assert_array_equal(widths, np.arange(7))
+    assert times.max() < 3 * times.min()  # none is preferred, such as the whole length
 
 
 def test_negative_widths_are_refused():

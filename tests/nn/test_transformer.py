@@ -1,6 +1,7 @@
 """The decoder's parts against what they are, written down plainly."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,38 @@ def test_feed_forward_and_its_gradients_are_those_written_down(gated, dtype, tol
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def test_a_decoder_is_the_one_written_down(moved):
+    """T5's: norms before and residuals around; one bias by distance for all layers."""
+    model = transformer.Transformer(transformer.TransformerConfig(**SIZES))
+    x_BTM = np.random.default_rng(0).normal(size=(3, 7, 12)).astype(np.float32)
+    run = functools.partial(model.apply, deterministic=True)
+    params = moved(model.init(jax.random.key(1), x_BTM, deterministic=True)["params"])
+
+    def norm(x_BTM, scale):
+        return x_BTM / np.sqrt((x_BTM**2).mean(-1, keepdims=True) + 1e-6) * scale["scale"]
+
+    # Up to 15 tokens apart, every distance has a bucket of its own.
+    earlier_TS = np.arange(7)[:, None] - np.arange(7)
+    bias_TSH = params["relative_bias"]["embedding"][np.maximum(earlier_TS, 0)]
+    bias_HTS = np.where(earlier_TS >= 0, bias_TSH.transpose(2, 0, 1), -np.inf)
+    expected_BTM = x_BTM
+    for layer in range(2):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["layers"])
+        kernels = {name: part["kernel"] for name, part in block["attention"].items()}
+        h_BTM = norm(expected_BTM, block["attention_norm"])
+        query, key, value = (
+            (h_BTM @ kernels[name]).reshape(3, 7, 2, 4) for name in ("query", "key", "value")
+        )
+        scores_BHTS = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(4) + bias_HTS
+        weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
+        mixed_BTM = np.einsum("bhts,bshd->bthd", weights_BHTS, value).reshape(3, 7, 8)
+        expected_BTM = expected_BTM + mixed_BTM @ kernels["out"]
+        h_BTM = norm(expected_BTM, block["mlp_norm"])
+        expected_BTM = expected_BTM + np.asarray(written_down(block["mlp"], h_BTM, "float32"))
+    expected_BTM = norm(expected_BTM, params["final_norm"])
+    np.testing.assert_allclose(run({"params": params}, x_BTM), expected_BTM, atol=2e-5)
 
 
 def equations(jaxpr):

@@ -225,6 +225,7 @@ def test_asked_to_stop_it_has_the_job_save_and_gives_the_slices_back(
         watching = subprocess.Popen(["bash", "-s"], stdin=file, cwd=tmp_path, preexec_fn=heed)
     try:
         while not any(call[0] == "run" for call in _calls(tmp_path)):
+            assert watching.poll() is None
             time.sleep(0.05)
         watching.send_signal(signum)
         assert watching.wait(timeout=30) == exit_codes.PREEMPTED

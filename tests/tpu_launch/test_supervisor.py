@@ -88,9 +88,11 @@ def test_all_end_well(supervise, tmp_path):
 def test_when_one_fails_the_others_are_ended_and_all_start_again(supervise, tmp_path):
     program = """
 if attempt == 1:
-    if me == 1: sys.exit(1)
-    tell_pid(os.getpid(), f"blocked-{me}")
-    time.sleep(60)
+    if me != 1:
+        tell_pid(os.getpid(), f"blocked-{me}")
+        time.sleep(60)
+    while len(list(here.glob("blocked-*.pid"))) < 2: time.sleep(0.02)
+    sys.exit(1)
 """
     assert supervise(program, processes=3, retries=1).wait(timeout=30) == 0
     assert _attempts(tmp_path) == ["attempt-1", "attempt-2"]

@@ -264,19 +264,6 @@ def test_a_breach_needs_patience():
         monitor.observe(35, {"x": 9.0})
 
 
-@pytest.mark.parametrize("schedule", optim.SCHEDULES)
-def test_schedules_warm_up_to_the_peak(schedule):
-    config = optim.OptimizerConfig(
-        learning_rate=0.1, warmup_steps=10, total_steps=100, schedule=schedule
-    )
-    rates = [float(config.rate(step)) for step in range(101)]
-    assert rates[0] == 0
-    assert rates[5] == pytest.approx(0.05)
-    assert np.argmax(rates) == 10
-    np.testing.assert_allclose(max(rates), 0.1, rtol=1e-6)
-    assert rates[-1] <= rates[10]
-
-
 def test_weight_decay_leaves_biases_and_scales_alone():
     config = optim.OptimizerConfig(
         learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5

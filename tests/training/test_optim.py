@@ -43,6 +43,39 @@ def test_without_an_average_the_weights_are_taken():
     assert optim.averaged(params, state) is params
 
 
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"),
+    [
+        ("constant", 0.1, 0.1),
+        ("cosine", 0.1 * (0.2 + 0.8 / 2), 0.1 * 0.2),
+        ("transformer", 0.1 * (10 / 55) ** 0.5, 0.1 * (10 / 100) ** 0.5),
+    ],
+)
+def test_rates_rise_to_the_peak_and_fall_by_the_schedule(schedule, middle, end):
+    config = optim.OptimizerConfig(
+        learning_rate=0.1, warmup_steps=10, total_steps=100, schedule=schedule, final_fraction=0.2
+    )
+    rates = [float(config.rate(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0, 0.05, 0.1, middle, end], rtol=1e-5)
+
+
+def test_large_gradients_are_clipped_to_the_norm():
+    """That of all weights together; Adam's moments show what came through."""
+    gradients = jax.tree.map(lambda x: 100 * x, PARAMS)
+
+    def moments(gradients, clip_norm):
+        optimizer = optim.OptimizerConfig(clip_norm=clip_norm).make()
+        return optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)[1]
+
+    scale = 0.5 / optax.global_norm(gradients)
+    scaled = moments(jax.tree.map(lambda x: scale * x, gradients), 0.0)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moments(gradients, 0.5), scaled
+    )
+    whole = optax.tree.get(moments(gradients, 0.0), "mu")["layer"]["kernel"]
+    assert jnp.abs(whole).max() > 100 * jnp.abs(optax.tree.get(scaled, "mu")["layer"]["kernel"]).max()
+
+
 @pytest.mark.parametrize("algorithm", optim.ALGORITHMS)
 def test_it_descends(algorithm):
     config = optim.OptimizerConfig(

@@ -12,7 +12,7 @@ from data_pipelines.beam import decode
 from musiclm import bundle
 from musiclm.audio import resample
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_compilation_cache")]
 
 
 def command(corpus, tokenizers, out, *more) -> list:
