@@ -78,14 +78,19 @@ def _untrained(rng, model, *arguments, **options):
 
     keys = {"params": jax.random.key(0), "mask": jax.random.key(0)}
     shapes = jax.eval_shape(functools.partial(model.init, **options), keys, *arguments)
-    return jax.tree.map(
-        lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes
-    )
+
+    def draw(path, leaf):
+        values = rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype)
+        # Of a negative variance the root would be NaN, and so would all features.
+        return abs(values) if path[-1].key == "var" else values
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory) -> pathlib.Path:
     """A sealed bundle of untrained models, as small as the chain allows: noise, but whole."""
+    import jax
     import jax.numpy as jnp
     import numpy as np
 
@@ -153,11 +158,14 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
         1.0,
         deterministic=True,
     )
-    clusters = {
-        "mean_D": np.zeros(16, np.float32),
-        "std_D": np.ones(16, np.float32),
-        "centroids_KD": numpy_rng.normal(size=(spec.semantic_vocab_size, 16)).astype(np.float32),
-    }
+    # Its own frames of noise are the clusters: untrained, it tells others hardly apart.
+    waveform_BT = numpy_rng.normal(size=(1, 2 * spec.sample_rate)).astype(np.float32)
+    features = jax.jit(functools.partial(w2v_bert.W2vBert(semantic).apply, method="features"))
+    features_ND = np.asarray(features(variables, waveform_BT))[0]
+    mean_D, std_D = features_ND.mean(0), features_ND.std(0)
+    frames = np.linspace(0, len(features_ND) - 1, spec.semantic_vocab_size).astype(int)
+    centroids_KD = (features_ND[frames] - mean_D) / std_D
+    clusters = {"mean_D": mean_D, "std_D": std_D, "centroids_KD": centroids_KD}
     save("w2v_bert", semantic, {**variables, "clusters": clusters})
 
     vocabulary = wordpiece.WordPiece.train(["slow piano", "fast flute"], 200)
@@ -180,8 +188,8 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
         train=False,
     )["params"]
     quantizer = {
-        "audio_mean_D": np.zeros(8, np.float32),
-        "text_mean_D": np.zeros(8, np.float32),
+        "audio_mean_D": numpy_rng.normal(scale=0.3, size=8).astype(np.float32),
+        "text_mean_D": numpy_rng.normal(scale=0.3, size=8).astype(np.float32),
         "codebooks_QKD": numpy_rng.normal(
             size=(spec.num_mulan_codebooks, spec.mulan_codebook_size, 8)
         ).astype(np.float32),

@@ -188,6 +188,23 @@ def test_a_sound_is_continued(model, tmp_path):
     (tmp_path / "none.wav").write_bytes(b"")
     with pytest.raises(musiclm.UserError, match="is empty"):
         model.generate("slow piano", seconds=5, continuation=tmp_path / "none.wav")
+    sound = musiclm.Waveform(rng.normal(0, 0.1, 400 * 1600).astype(np.float32), 1600)
+    sound.save(tmp_path / "long.wav")
+    with pytest.raises(musiclm.UserError, match="lasts 300 s or more"):
+        model.read_continuation(tmp_path / "long.wav")
+
+
+@pytest.mark.slow
+def test_what_is_continued_is_heard_in_windows_as_in_training(model, tmp_path):
+    """Of 2 s, the last of which ends with the sound."""
+    samples_T = np.random.default_rng(0).normal(0, 0.1, round(5.3 * 1600)).astype(np.float32)
+    musiclm.Waveform(samples_T, 1600).save(tmp_path / "sound.wav")
+    samples_T = audio.read_audio(tmp_path / "sound.wav", 1600)[-5 * 1600 :]
+    pieces = np.split(samples_T, [1600, 3 * 1600])
+    expected_T = np.concatenate([model._semantic.encode(piece[None])[0] for piece in pieces])
+    found_T = model.read_continuation(tmp_path / "sound.wav").semantic_T
+    np.testing.assert_array_equal(found_T, expected_T)
+    assert (found_T != model._semantic.encode(samples_T[None])[0]).any()
 
 
 class Pitches:
@@ -271,6 +288,20 @@ def test_the_best_of_several_is_kept(model):
         )
         again = model.generate(clip.provenance["prompt"], seconds=0.5, seed=best["seed"])
         np.testing.assert_allclose(clip.samples, again.samples, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_of_a_story_every_text_counts_as_long_as_it_holds(model):
+    story = [(0.5, "fast flute"), (1.5, "slow piano"), (1.50001, "fast piano")]
+    clip = model.generate("slow piano", seconds=2.0, seed=3, story=story, best_of=2)
+    parts = np.split(clip.samples, [800, 2400])
+    text_SD = model._mulan.embed_text(["slow piano", "fast flute", "fast piano"])
+    cosines = [
+        model._mulan.embed_audio(part[None])[0] @ x for part, x in zip(parts, text_SD, strict=True)
+    ]
+    assert clip.provenance["score"] == pytest.approx(
+        np.average(cosines, weights=[1, 2, 1]), abs=1e-3
+    )
 
 
 def test_a_clip_knows_what_made_it(model, tmp_path):

@@ -89,7 +89,7 @@ class Request:
                 f"seed is {self.seed}: give a whole number from 0 to {MAX_SEED}, less one for "
                 "each further clip"
             )
-        if any(len(part) != 2 for part in self.story):
+        if any(not isinstance(part, Sequence) or len(part) != 2 for part in self.story):
             raise UserError('the story is no list of pairs: write it like [(15, "louder")]')
         for start, text in self.story:
             _check_prompt(text)
@@ -219,9 +219,11 @@ class MusicLM:
           melody: makes codes of sound for a model that wants a melody; without one it takes codes.
 
         Raises:
-          UserError: there is no such bundle, it is damaged or foreign, or `int8` names what can't
-            be.
+          UserError: there is no such bundle, it is damaged or foreign, `rows` is no number above
+            0, or `int8` names what can't be.
         """
+        if rows is not None and (not _is(rows, numbers.Integral) or rows < 1):
+            raise UserError(f"rows is {rows!r}: give a whole number from 1 on, or None")
         if not isinstance(int8, Sequence) or any(part not in INT8 for part in int8):
             raise UserError(f"int8 is {int8!r}: give a list of any of {', '.join(INT8)}")
         from musiclm import bundle
@@ -298,7 +300,8 @@ class MusicLM:
     def best(self, clips: Sequence[Waveform]) -> Waveform:
         """Of clips that were made of one text, the nearest to it by MuLan's cosine.
 
-        Its `provenance` tells the seeds and scores of all, unless it is the only one.
+        Of a story's, every text counts as long as it holds. Its `provenance` tells the seeds and
+        scores of all, unless it is the only one.
         """
         import numpy as np
 
@@ -306,11 +309,23 @@ class MusicLM:
 
         if len(clips) == 1:
             return clips[0]
-        text_D = self._mulan.embed_text([clips[0].provenance["prompt"]])[0]
-        heard = (audio.resample(c.samples, c.sample_rate, self._mulan.sample_rate) for c in clips)
-        # One at a time: long ones together would take much memory.
-        cosines = [float(self._mulan.embed_audio(sound_T[None])[0] @ text_D) for sound_T in heard]
-        scores = [round(cosine, 4) for cosine in cosines]
+        rate, told = self._mulan.sample_rate, clips[0].provenance
+        starts, texts = zip((0.0, told["prompt"]), *told.get("story", ()), strict=True)
+        changes_S = np.round(np.array(starts[1:]) * rate).astype(int)
+        text_SD = self._mulan.embed_text(texts)
+
+        def score(clip: Waveform) -> float:
+            sound_T = audio.resample(clip.samples, clip.sample_rate, rate)
+            parts = zip(np.split(sound_T, changes_S), text_SD, strict=True)
+            heard = [(part_T, text_D) for part_T, text_D in parts if len(part_T)]
+            cosines = [
+                self._mulan.embed_audio(part_T[None])[0] @ text_D for part_T, text_D in heard
+            ]
+            return round(
+                float(np.average(cosines, weights=[len(part_T) for part_T, _ in heard])), 4
+            )
+
+        scores = [score(clip) for clip in clips]
         best = clips[int(np.argmax(scores))]
         candidates = [
             {"seed": clip.provenance["seed"], "score": score}
@@ -411,28 +426,37 @@ class MusicLM:
     def read_continuation(self, path: str | os.PathLike[str]) -> Continuation:
         """The tokens of a sound file's last whole seconds.
 
-        Whole, so that files of all lengths share a few compiled shapes.
+        Whole, so that files of all lengths share a few compiled shapes. Semantic tokens come from
+        windows as long as the semantic stage's, the last of which ends where the sound does: so
+        they came in training, and long files take no more memory.
 
         Raises:
           UserError: it is no sound, too short, silent, or as long as clips may be.
         """
+        import numpy as np
+
         from musiclm import audio
         from musiclm.sampler.generate import Continuation
 
-        sound_T = audio.read_music(path, self._acoustic.sample_rate, MIN_CONTINUED_SECONDS)
-        seconds = len(sound_T) // self._acoustic.sample_rate
+        given_rate = self._acoustic.sample_rate
+        sound_T = audio.read_music(path, given_rate, MIN_CONTINUED_SECONDS, MAX_SECONDS)
+        seconds = len(sound_T) // given_rate
         if seconds >= MAX_SECONDS:
             raise UserError(
-                f"{path} lasts {seconds} s: to be continued, it must last less than "
-                f"{MAX_SECONDS:g} s"
+                f"{path} lasts {MAX_SECONDS:g} s or more: to be continued, it must last less than "
+                "that, so cut its beginning off"
             )
 
-        def last(tokenizer) -> np.ndarray:
-            resampled_T = audio.resample(sound_T, self._acoustic.sample_rate, tokenizer.sample_rate)
-            return tokenizer.encode(resampled_T[None, -seconds * tokenizer.sample_rate :])[0]
+        def last(tokenizer, window: int) -> np.ndarray:
+            rate = tokenizer.sample_rate
+            heard_T = audio.resample(sound_T, given_rate, rate)[-seconds * rate :]
+            ends = range(seconds, 0, -window)
+            pieces = (heard_T[max(0, end - window) * rate : end * rate] for end in reversed(ends))
+            return np.concatenate([tokenizer.encode(piece_T[None])[0] for piece_T in pieces])
 
         # A tokenizer with a window may give a frame more or less than the seconds have.
-        semantic_T, acoustic_TQ = last(self._semantic), last(self._acoustic)
+        window = max(1, int(self._chain.token_spec.semantic_window_seconds))
+        semantic_T, acoustic_TQ = last(self._semantic, window), last(self._acoustic, seconds)
         ratio = self._acoustic.frame_rate // self._semantic.frame_rate
         frames = min(len(semantic_T), len(acoustic_TQ) // ratio)
         return Continuation(
@@ -452,7 +476,10 @@ class MusicLM:
         from musiclm import audio
 
         if not isinstance(melody, str | os.PathLike):
-            return np.asarray(melody)
+            try:
+                return np.asarray(melody)
+            except ValueError as error:
+                raise UserError(f"the melody is no array ({error}): give rows of codes") from error
         if os.fspath(melody).endswith(".npy"):
             try:
                 with open(melody, "rb") as file:

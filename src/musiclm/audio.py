@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import os
 import pathlib
 import struct
@@ -370,20 +371,32 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path} is empty (0 bytes): give a wav, flac, ogg or mp3 file")
 
 
-def decode_mono(file: "soundfile.SoundFile") -> np.ndarray:
+def decode_mono(file: "soundfile.SoundFile", enough: float = math.inf) -> np.ndarray:
     """The mean of the channels of an open file, f32 [T], as far as it can be decoded.
 
     Block by block: what a header says of its length may be untrue, and more than any memory holds.
+
+    Args:
+      file: to read.
+      enough: samples a channel, after which the rest need not be decoded.
     """
-    blocks = [np.zeros(0, np.float32)]
+    blocks, left = [np.zeros(0, np.float32)], enough
     # Channel by channel: NumPy's mean along a short last axis takes longer than the decoding.
-    while len(block_TC := file.read(_BLOCK, dtype="float32", always_2d=True)):
+    while left > 0 and len(block_TC := file.read(_BLOCK, dtype="float32", always_2d=True)):
         blocks.append(functools.reduce(np.add, block_TC.T) / np.float32(file.channels))
+        left -= len(block_TC)
     return np.concatenate(blocks)
 
 
-def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
+def read_audio(
+    path: str | os.PathLike, sample_rate: int, max_seconds: float = math.inf
+) -> np.ndarray:
     """Reads a file as mono f32 [T] at the given rate.
+
+    Args:
+      path: of the file.
+      sample_rate: Hz.
+      max_seconds: of its beginning, what is read; all by default.
 
     Raises:
       UserError: the file is missing, empty, or no audio that libsndfile can read.
@@ -392,15 +405,17 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
 
     # Bytes, here and below: names of files need not be Unicode.
     with _reading(path), soundfile.SoundFile(os.fsencode(path)) as file:
-        mono_T, rate = decode_mono(file), file.samplerate
-    return resample(mono_T, rate, sample_rate)
+        rate = file.samplerate
+        mono_T = decode_mono(file, (max_seconds + 1) * rate)  # filters look ahead a little
+    samples_T = resample(mono_T, rate, sample_rate)
+    return samples_T[: int(min(len(samples_T), max_seconds * sample_rate + 0.5))]
 
 
 def read_music(
     path: str | os.PathLike,
     sample_rate: int,
     min_seconds: float,
-    max_seconds: float | None = None,
+    max_seconds: float = math.inf,
 ) -> np.ndarray:
     """`read_audio` of what shall be gone on from: so long at least, and not silent.
 
@@ -408,17 +423,15 @@ def read_music(
       path: of the file.
       sample_rate: Hz.
       min_seconds: that it must last.
-      max_seconds: of its beginning, what is looked at and returned; all by default.
+      max_seconds: see `read_audio`.
 
     Raises:
       UserError: the file can't be read, is too short, silent, or has samples that are no numbers.
     """
-    samples = read_audio(path, sample_rate)
+    samples = read_audio(path, sample_rate, max_seconds)
     seconds = len(samples) / sample_rate
     if seconds < min_seconds:
         raise UserError(f"{path} lasts {seconds:.2f} s: give {min_seconds:g} s of music or more")
-    if max_seconds is not None:
-        samples = samples[: round(max_seconds * sample_rate)]
     if not np.isfinite(samples).all():
         raise UserError(f"{path} has samples that are no numbers (NaN or infinite): export it anew")
     if np.abs(samples).max(initial=0.0) < SILENCE:

@@ -157,7 +157,9 @@ def expect_one_line(capsys, told: str) -> None:
 
 def test_unknown_model_lists_the_known(tmp_path, capsys):
     assert generate("gm-maxi", tmp_path / "out", "piano") == 2
-    expect_one_line(capsys, "unknown model 'gm-maxi': give a directory with a bundle.json, or one of gm-")
+    expect_one_line(
+        capsys, "unknown model 'gm-maxi': give a directory with a bundle.json, or one of gm-"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -155,7 +155,10 @@ def test_loudness_hardly_matters():
     waveform_BT = sounds(3, SMALL.window_samples)
     embed = method(SMALL, "embed_audio")
     soft_BD, loud_BD = (np.asarray(embed(x_BT)) for x_BT in (waveform_BT, 2 * waveform_BT))
-    assert (soft_BD * loud_BD).sum(1).min() > 0.999
+    louder = 1 - (soft_BD * loud_BD).sum(1).min()
+    other = 1 - (soft_BD[0] * soft_BD[1:]).sum(1).max()
+    assert louder < 1e-3
+    assert louder < other / 100  # noises sound nearly alike, untrained
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -189,29 +192,8 @@ def test_in_the_mean_every_word_is_heard_whatever_attention_does():
     assert difference("first") == 0.0
 
 
-@pytest.mark.parametrize("length", [3200, 3201, 4000, 7300])
-def test_longer_audio_is_the_normalised_average_of_its_windows(length):
-    waveform_BT = sounds(3, length)
-    embed = method(SMALL, "embed_audio")
-    starts = range(0, length - 3200 + 1, 800)
-    mean_BD = np.mean([embed(waveform_BT[:, s : s + 3200]) for s in starts], axis=0)
-    expected_BD = mean_BD / np.linalg.norm(mean_BD, axis=1, keepdims=True)
-    averaged_BD = method(SMALL, "embed_audio_windows")(waveform_BT)
-    np.testing.assert_allclose(averaged_BD, expected_BD, atol=1e-5)
-
-
-def test_shorter_audio_is_repeated():
-    waveform_BT = sounds(3, 1500)
-    repeated_BT = np.concatenate([waveform_BT] * 3, axis=1)[:, :3200]
-    np.testing.assert_allclose(
-        method(SMALL, "embed_audio_windows")(waveform_BT),
-        method(SMALL, "embed_audio")(repeated_BT),
-        atol=1e-5,
-    )
-
-
 def test_a_wrong_window_is_refused():
-    with pytest.raises(ValueError, match="embed_audio_windows"):
+    with pytest.raises(ValueError, match="got 3000 samples, one window has 3200"):
         MuLan(SMALL).apply(initialised(SMALL), sounds(1, 3000), method="embed_audio")
 
 

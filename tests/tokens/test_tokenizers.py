@@ -3,18 +3,72 @@ import functools
 import itertools
 import threading
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musiclm import bundle
+from musiclm.models.mulan import MuLan
+from musiclm.models.w2v_bert import W2vBert
 from musiclm.tokens import tokenizers
 
 
+@pytest.fixture(scope="module")
+def mulan(tiny_bundle):
+    return tokenizers.MuLanTokenizer.load(bundle.load_component(tiny_bundle, "mulan"))
+
+
 @pytest.mark.slow
-def test_each_window_has_the_codes_of_its_own_sound(tiny_bundle):
-    mulan = tokenizers.MuLanTokenizer.load(bundle.load_component(tiny_bundle, "mulan"))
+@pytest.mark.parametrize("seconds", [4, 10, 12.4, 28.5])
+def test_sound_of_any_length_is_the_normalised_average_of_its_windows(mulan, seconds):
+    """Repeated where it is shorter than one, and in few pieces of few shapes."""
+    rate, window = mulan.sample_rate, mulan.config.window_samples
+    wave_BT = np.random.default_rng(0).normal(size=(2, round(seconds * rate))).astype(np.float32)
+    wave_BT *= np.linspace(0.01, 1, wave_BT.shape[1], dtype=np.float32)
+    whole_BT = np.tile(wave_BT, (1, 3))[:, :window] if seconds < 10 else wave_BT
+    starts = range(0, whole_BT.shape[1] - window + 1, rate)
+    windows_BWT = np.stack([whole_BT[:, s : s + window] for s in starts], axis=1)
+    embed = jax.jit(functools.partial(MuLan(mulan.config).apply, method="embed_audio"))
+    found_ND = np.asarray(embed({"params": mulan.params}, windows_BWT.reshape(-1, window)))
+    mean_BD = found_ND.reshape(2, len(starts), -1).mean(axis=1)
+    expected_BD = mean_BD / np.linalg.norm(mean_BD, axis=1, keepdims=True)
+    np.testing.assert_allclose(mulan.embed_audio(wave_BT), expected_BD, atol=1e-5)
+
+
+def test_mulans_codes_are_of_what_is_left_of_the_modalitys_mean(mulan):
+    vectors_BD = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    codes = {}
+    for modality in ("audio", "text"):
+        rest_BD, codes[modality] = vectors_BD - mulan.quantizer[f"{modality}_mean_D"], []
+        for codebook_KD in mulan.quantizer["codebooks_QKD"]:
+            distances_BK = ((rest_BD[:, None] - codebook_KD) ** 2).sum(-1)
+            codes[modality].append(distances_BK.argmin(1))
+            rest_BD = rest_BD - codebook_KD[codes[modality][-1]]
+        found_BQ = mulan.quantize(vectors_BD, modality)
+        np.testing.assert_array_equal(found_BQ, np.stack(codes[modality], axis=1))
+    assert np.not_equal(codes["audio"], codes["text"]).any()
+
+
+def test_semantic_tokens_are_the_nearest_of_standardised_features(tiny_bundle):
+    semantic = tokenizers.SemanticTokenizer.load(bundle.load_component(tiny_bundle, "w2v_bert"))
+    wave_BT = np.random.default_rng(0).normal(size=(2, 2 * semantic.sample_rate))
+    wave_BT = wave_BT.astype(np.float32)
+    features = jax.jit(functools.partial(W2vBert(semantic.config).apply, method="features"))
+    features_BTD = np.asarray(features(semantic.variables, wave_BT))
+
+    def nearest(features_BTD):
+        difference_BTKD = features_BTD[:, :, None] - semantic.clusters["centroids_KD"]
+        return (difference_BTKD**2).sum(-1).argmin(-1)
+
+    standard_BTD = (features_BTD - semantic.clusters["mean_D"]) / semantic.clusters["std_D"]
+    np.testing.assert_array_equal(semantic.encode(wave_BT), nearest(standard_BTD))
+    assert (nearest(standard_BTD) != nearest(features_BTD)).any()
+
+
+@pytest.mark.slow
+def test_each_window_has_the_codes_of_its_own_sound(mulan):
     rate = mulan.sample_rate
     wave_BT = np.random.default_rng(0).normal(size=(2, 12 * rate)).astype(np.float32)
     wave_BT *= np.linspace(0.01, 1, 12 * rate, dtype=np.float32)

@@ -73,7 +73,9 @@ def test_large_gradients_are_clipped_to_the_norm():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moments(gradients, 0.5), scaled
     )
     whole = optax.tree.get(moments(gradients, 0.0), "mu")["layer"]["kernel"]
-    assert jnp.abs(whole).max() > 100 * jnp.abs(optax.tree.get(scaled, "mu")["layer"]["kernel"]).max()
+    assert (
+        jnp.abs(whole).max() > 100 * jnp.abs(optax.tree.get(scaled, "mu")["layer"]["kernel"]).max()
+    )
 
 
 @pytest.mark.parametrize("algorithm", optim.ALGORITHMS)

@@ -126,6 +126,11 @@ class MuLanConfig:
         """Samples in one window."""
         return round(self.window_seconds * self.sample_rate)
 
+    @property
+    def stride_samples(self) -> int:
+        """Samples from the start of a window to that of the next."""
+        return round(self.window_stride_seconds * self.sample_rate)
+
 
 @flax.struct.dataclass
 class MuLanOutput:
@@ -183,13 +188,13 @@ class MuLan(nn.Module):
         """Unit vectors [B, D] of windows of exactly `window_samples` samples.
 
         Raises:
-          ValueError: The waveforms are longer or shorter; `embed_audio_windows` takes those.
+          ValueError: The waveforms are longer or shorter.
         """
         config = self.config
         if waveform_BT.shape[-1] != config.window_samples:
             raise ValueError(
                 f"embed_audio got {waveform_BT.shape[-1]} samples, one window has "
-                f"{config.window_samples}; use embed_audio_windows for other lengths."
+                f"{config.window_samples}: use MuLanTokenizer.embed_audio for other lengths"
             )
         spec_BNF = standardise(log_mel(waveform_BT, config.mel))
         rhythm = []
@@ -218,29 +223,13 @@ class MuLan(nn.Module):
         """Unit vectors [B, D] of word pieces; columns of padding change nothing."""
         return unit(self.text_projection(self.text_tower(text_ids_BL, train=train)))
 
-    def embed_audio_windows(self, waveform_BT: jax.Array) -> jax.Array:
-        """Unit vectors [B, D] of waveforms of any one length, as MusicLM section 3.1 does it.
-
-        Windows start every `window_stride_seconds`; their embeddings are averaged and normalised
-        again. What is left after the last whole window is not heard. A waveform shorter than a
-        window is repeated from its start until it fills one: silence would change the
-        spectrogram's mean, and with it the embedding.
-        """
-        window = self.config.window_samples
-        length = waveform_BT.shape[1]
-        if length < window:
-            waveform_BT = jnp.tile(waveform_BT, (1, -(-window // length)))[:, :window]
-        return unit(self.embed_windows(waveform_BT).mean(axis=1))
-
     def embed_windows(self, waveform_BT: jax.Array) -> jax.Array:
         """Unit vectors [B, W, D] of the windows that start every `window_stride_seconds`.
 
         The waveforms hold a window or more; what is left after the last whole one is not heard.
         """
-        config = self.config
-        window = config.window_samples
-        stride = round(config.window_stride_seconds * config.sample_rate)
-        starts = range(0, waveform_BT.shape[1] - window + 1, stride)
+        window = self.config.window_samples
+        starts = range(0, waveform_BT.shape[1] - window + 1, self.config.stride_samples)
         windows_BWT = jnp.stack([waveform_BT[:, s : s + window] for s in starts], axis=1)
         embeddings = self.embed_audio(windows_BWT.reshape(-1, window))
         return embeddings.reshape(len(waveform_BT), len(starts), -1)

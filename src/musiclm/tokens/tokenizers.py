@@ -192,6 +192,10 @@ class SemanticTokenizer:
         return np.asarray(self._encode(self.variables, self.clusters, waveform_BT))
 
 
+# Windows of sound that MuLan hears at once.
+_WINDOWS_AT_ONCE = 16
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MuLanTokenizer:
     """MuLan embeddings of sound and of words, to the codes of one quantizer (MusicLM 3.1, 3.3).
@@ -233,11 +237,6 @@ class MuLanTokenizer:
         return self.quantizer["codebooks_QKD"].shape[1]
 
     @functools.cached_property
-    def _embed_audio(self):
-        model = mulan.MuLan(self.config)
-        return jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_audio_windows"))
-
-    @functools.cached_property
     def _embed_windows(self):
         model = mulan.MuLan(self.config)
         return jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_windows"))
@@ -248,8 +247,31 @@ class MuLanTokenizer:
         return jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_text"))
 
     def embed_audio(self, waveform_BT: np.ndarray) -> np.ndarray:
-        """f32 samples at `sample_rate` to unit vectors f32 [B, D]."""
-        return np.asarray(self._embed_audio(self.params, waveform_BT))
+        """f32 samples at `sample_rate`, of any one length, to unit vectors f32 [B, D].
+
+        Windows start every `window_stride_seconds`; their embeddings are averaged and normalised
+        again (MusicLM 3.1). What is left after the last whole window is not heard. A waveform
+        shorter than a window is repeated from its start until it fills one: silence would change
+        the spectrogram's mean, and with it the embedding.
+
+        Of long ones, up to 16 windows are heard at once: with the memory and the compiled shapes of
+        those.
+        """
+        window, stride = self.config.window_samples, self.config.stride_samples
+        length = waveform_BT.shape[1]
+        if length < window:
+            waveform_BT = np.tile(waveform_BT, (1, -(-window // length)))[:, :window]
+        count = 1 + max(0, length - window) // stride
+        embeddings = []
+        for first in range(0, count, _WINDOWS_AT_ONCE):
+            num = min(_WINDOWS_AT_ONCE, count - first)
+            begin = first * stride
+            # A power of two of windows: few shapes.
+            end = begin + window + ((1 << (num - 1).bit_length()) - 1) * stride
+            piece_BT = waveform_BT[:, begin:end]
+            piece_BT = np.pad(piece_BT, ((0, 0), (0, end - begin - piece_BT.shape[1])))
+            embeddings.append(np.asarray(self._embed_windows(self.params, piece_BT))[:, :num])
+        return np.asarray(mulan.unit(np.concatenate(embeddings, axis=1).mean(axis=1)))
 
     def embed_text(self, texts: Sequence[str], *, overlong: str = "error") -> np.ndarray:
         """Texts to unit vectors f32 [B, D]; for `overlong` see `WordPiece.encode`."""
