@@ -30,19 +30,29 @@ def join(*, agree_to_stop: bool = True, timeout_seconds: int = 300) -> None:
       timeout_seconds: how long to wait for all of them.
 
     Raises:
-      UserError: some of the variables are set, but not all, or not to numbers.
+      UserError: some of the variables are set, but not all, or to what can't be; or none is set,
+        and there is no such cluster.
     """
     jax.config.update("jax_enable_preemption_service", agree_to_stop)
-    given = [name for name in _VARIABLES if name in os.environ]
+    given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     if not given:
-        jax.distributed.initialize(initialization_timeout=timeout_seconds)
+        try:
+            jax.distributed.initialize(initialization_timeout=timeout_seconds)
+        except ValueError as error:
+            raise errors.UserError(
+                f"there is no cluster that tells of the job's processes ({error}): set "
+                f"{', '.join(_VARIABLES)}, or leave --distributed out"
+            ) from error
         return
     try:
-        address, count, index = (os.environ[name] for name in _VARIABLES)
+        address, count, index = (given[name] for name in _VARIABLES)
         count, index = int(count), int(index)
+        if not 0 <= index < count or not address.rpartition(":")[2].isdecimal():
+            raise ValueError("no such process or address can be")
     except (KeyError, ValueError) as error:
         raise errors.UserError(
-            f"{', '.join(given)} are set, and {error}: set {', '.join(_VARIABLES)}, or none"
+            f"{', '.join(f'{name}={value}' for name, value in given.items())}, and {error}: set "
+            f"{', '.join(_VARIABLES)}, such as to 10.0.0.1:1234, 2 and 0, or none"
         ) from None
     jax.distributed.initialize(address, count, index, initialization_timeout=timeout_seconds)
 

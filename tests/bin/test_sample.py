@@ -404,9 +404,27 @@ def test_other_mistakes_are_code_2(soundstorm_bundle, folder, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path / "file")) == 2
     assert "cannot write" in capsys.readouterr().err
-    (tmp_path / "manifest.jsonl").write_text('{"file": "000.wav", "prompt": "a"}\n')
-    assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)) == 2
-    assert "line 1 of" in capsys.readouterr().err
+    (tmp_path / "rejected.jsonl").write_text("mine")
+    for text, told in (
+        ('{"file": "000.wav", "prompt": "a"}\n', "line 1 of"),
+        ('{"path": "a.wav"}', "ends in what is none of `musiclm sample`"),
+    ):
+        (tmp_path / "manifest.jsonl").write_text(text)
+        assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)) == 2
+        assert told in capsys.readouterr().err
+        assert (tmp_path / "manifest.jsonl").read_text() == text
+    assert (tmp_path / "rejected.jsonl").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch):
+    """Such as one of a file system that is mounted to be read."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(sampled.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(errors.UserError, match="cannot write to .*Read-only file system"):
+        sampled.Folder(tmp_path)
 
 
 def test_full_memory_is_told_with_fewer_rows(
@@ -446,17 +464,19 @@ def test_full_memory_beside_the_stages_loses_nothing(
     def decode_short(chain, plan, codes_TQ):
         return (decode if plan.clip.seconds < 1 else fill_memory)(chain, plan, codes_TQ)
 
-    for kind, method, full, done in (
-        (generate.Chain, "decode", decode_short, [1]),
-        (api.MusicLM, "read_continuation", fill_memory, [1, 2]),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(kind, method, full)
-            assert main.main(argv) == 2
-        told = "rows is 2, and memory is full: add --gin_bindings ROWS=1 and start again"
-        assert told in capsys.readouterr().err.splitlines()[-1]
-        assert [record["line"] for record in manifest(tmp_path)] == done
+    with monkeypatch.context() as patch:
+        patch.setattr(generate.Chain, "decode", decode_short)
+        assert main.main(argv) == 2
+    told = "rows is 2, and memory is full: add --gin_bindings ROWS=1 and start again"
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert [record["line"] for record in manifest(tmp_path)] == [1]
     assert not (tmp_path / "rejected.jsonl").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(api.MusicLM, "read_continuation", fill_memory)
+        assert main.main(argv) == 0
+    (rejected,) = map(json.loads, (tmp_path / "rejected.jsonl").read_text().splitlines())
+    assert (rejected["line"], rejected["reason"][:14]) == (3, "memory is full")
+    assert [record["line"] for record in manifest(tmp_path)] == [1, 2]
     monkeypatch.setattr(sample_meter, "read_bytes_per_second", fill_memory)
     assert main.main(argv) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -476,11 +496,18 @@ def test_a_folder_takes_off_what_a_kill_left(tmp_path):
     add(sampled.Folder(tmp_path), 1, "d")
     whole = (tmp_path / "manifest.jsonl").read_text()
     (tmp_path / "manifest.jsonl").write_text(whole + '{"file": "0000')
-    for name in (".manifest.jsonl.7", ".summary.json.7", ".summary-00000-of-00002.json.7"):
+    for name in (
+        ".manifest.jsonl.7",
+        ".summary.json.7",
+        ".summary-00000-of-00002.json.7",
+        ".000007.wav.x7",
+        ".mine.wav.x7",
+    ):
         (tmp_path / name).touch()
     folder = sampled.Folder(tmp_path)
     assert (tmp_path / "manifest.jsonl").read_text() == whole
-    assert [path.name for path in tmp_path.glob(".*")] == [".summary-00000-of-00002.json.7"]
+    left = sorted(path.name for path in tmp_path.glob(".*"))
+    assert left == [".mine.wav.x7", ".summary-00000-of-00002.json.7"]
     assert folder.has(1, "d")
     assert not folder.has(1, "e")
     assert not folder.has(2, "d")

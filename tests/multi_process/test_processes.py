@@ -4,8 +4,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from musiclm import errors, processes
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PROGRAM = """\
 import os, signal, sys, time
 from musiclm import errors, exit_codes, processes
@@ -60,3 +64,27 @@ def test_who_fails_does_not_wait_for_the_others(start, what, code):
     # At the barrier the other waits for 60 s.
     _, failing = start(("alone", "waits"), ("alone", what))
     assert failing.wait(45) == code, failing.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        (("host:1", "2", None), "JAX_PROCESS_ID"),
+        (("host:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
+        (("host:1", "2", "2"), "JAX_PROCESS_ID=2, and no such process"),
+        (("host", "2", "1"), "JAX_COORDINATOR_ADDRESS=host, .*or address"),
+        ((None, None, None), "no cluster .*who knows.*leave --distributed out"),
+    ],
+)
+def test_what_can_be_no_job_is_told(monkeypatch, variables, told):
+    def initialize(*_, **__):
+        raise ValueError("who knows")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name, value in zip(VARIABLES, variables, strict=True):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    with pytest.raises(errors.UserError, match=told):
+        processes.join()

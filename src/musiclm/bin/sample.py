@@ -41,6 +41,8 @@ of prompts. Several processes have manifests of their own. Exit codes: 0 all oth
 2 something given can't be used.
 """
 
+# Told of a line that is all by itself too much.
+_FULL_OF_ONE = "memory is full as its continuation is heard: give a shorter one, or another device"
 # For the slowest of several processes.
 _PATIENCE_SECONDS = 7 * 24 * 3600
 
@@ -146,7 +148,7 @@ def _round(
     """Makes some clips together and writes each as soon as it is there."""
     planned = []
     for number, line, digest in jobs:
-        with output.rejecting(number):
+        with output.rejecting(number), memory.telling(_FULL_OF_ONE):
             planned.append((number, line, digest, model.plans(**vars(line))))
     plans = [plan for *_, candidates in planned for plan in candidates]
     _compile(model, plans)

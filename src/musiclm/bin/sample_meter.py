@@ -1,6 +1,8 @@
 """How far `musiclm sample` is, and how fast it was."""
 
 import collections
+import pathlib
+import re
 import resource
 import sys
 import time
@@ -126,4 +128,14 @@ def _peak_memory() -> int:
 
     counted = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [stats["peak_bytes_in_use"] for stats in counted if "peak_bytes_in_use" in stats]
-    return max(peaks, default=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return max(peaks, default=_peak_of_process())
+
+
+def _peak_of_process() -> int:
+    try:
+        # Not Linux's getrusage, to which a process begins with its parent's peak.
+        status = pathlib.Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    except (OSError, TypeError):
+        kilobytes = 1 if sys.platform == "darwin" else 1024
+        return kilobytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ from musiclm.bin import folders
 
 if TYPE_CHECKING:
     from musiclm.audio import Waveform
+
+
+# Of every line of a manifest.
+_BEGINNING = b'{"file": "'
 
 
 class Folder:
@@ -52,21 +57,28 @@ class Folder:
         self._summary = self._path / f"summary{share}.json"
         with self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._path):
+                pass  # can be written, as is known now and not after the first clips
+            # Those of other processes, and of runs with another number of them, count as well. All
+            # are read before anything is changed: the folder may be somebody else's.
+            self._made = {
+                (record["file"], record["digest"])
+                for manifest in folders.shares(self._path, folders.MANIFEST)
+                for record in _records(manifest)
+            }
             _cut_after_last_line(self._manifest)
             for file in (self._manifest, self._summary):
                 self._clear(file.name)
+            for left in self._path.glob(".*.wav.*"):
+                number = left.name[1:].partition(".")[0]
+                if number.isdecimal() and (int(number) - 1) % num_processes == process:
+                    left.unlink()
             # Each run tells anew, and for those of another number of processes.
             count = share.rpartition("-")[2]
             for name in ("rejected.jsonl", "summary.json"):
                 for told in folders.shares(self._path, name):
                     if told == self._rejected or told.stem.partition("-of-")[2] != count:
                         told.unlink(missing_ok=True)
-        # Those of other processes, and of runs with another number of them, count as well.
-        self._made = {
-            (record["file"], record["digest"])
-            for manifest in folders.shares(self._path, folders.MANIFEST)
-            for record in _records(manifest)
-        }
         self._current: set[tuple[str, str]] = set()  # what this run found or made
 
     def has(self, number: int, digest: str) -> bool:
@@ -89,7 +101,6 @@ class Folder:
         name = _name(number)
         record = {"file": name, "line": number, **told, "digest": digest}
         with self._writing():
-            self._clear(name)
             provenance = {**(clip.provenance or {}), "digest": digest}
             dataclasses.replace(clip, provenance=provenance).save(self._path / name)
             _append(self._manifest, record)
@@ -175,10 +186,14 @@ def _cut_after_last_line(path: pathlib.Path) -> None:
 
 
 def _records(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a manifest, but for one that is still being written."""
+    """The lines of a manifest, but for one that is still being written.
+
+    Raises:
+      UserError: it is somebody else's.
+    """
     if not path.is_file():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    whole, _, rest = path.read_bytes().rpartition(b"\n")
     records = []
     for number, text in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
@@ -190,4 +205,9 @@ def _records(path: pathlib.Path) -> list[dict[str, Any]]:
                 "folder with --out, or take the file away"
             ) from error
         records.append(record)
+    if not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
+        raise errors.UserError(
+            f"{path} ends in what is none of `musiclm sample`: choose another folder with --out, "
+            "or take the file away"
+        )
     return records
