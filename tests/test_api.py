@@ -331,9 +331,19 @@ def test_a_stream_is_music_in_pieces(model):
     samples_T = np.concatenate(pieces)
     assert samples_T.shape == (6400,)
     assert samples_T.dtype == np.float32
-    assert np.abs(samples_T).max() <= 1
     same_T = np.concatenate(list(model.stream("slow piano", seconds=4.0, seed=3)))
     np.testing.assert_array_equal(same_T[: len(pieces[0])], pieces[0])
+    assert (same_T != samples_T).any()
+
+
+def test_a_stream_that_gets_too_loud_is_turned_down_without_a_jump():
+    pieces = [np.full(100, level, np.float32) for level in (0.5, 2.0, 1.0, 4.0, 4.0)]
+    found = list(api.Stream(iter(pieces), 1600))
+    ends = [(piece[0], piece[-1]) for piece in found]
+    expected = [(0.5, 0.5), (1.0, 1.0), (0.5, 0.5), (1.0, 1.0), (1.0, 1.0)]
+    np.testing.assert_allclose(ends, expected, rtol=1e-6)
+    assert found[1][50] == 1  # clipped while the gain still falls
+    np.testing.assert_array_equal(found[4], 1.0)
 
 
 def test_a_story_changes_what_comes_after_it_starts(model):

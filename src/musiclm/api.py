@@ -274,7 +274,7 @@ class MusicLM:
           story: (second, text) in the order of time: texts that take over from the prompt, at the
             nearest half of a semantic window (15 s at the paper's size, 5 s in gm-mini).
           continuation: a sound file of at least `MIN_CONTINUED_SECONDS`, whose last whole seconds
-            every clip begins with.
+            every clip begins with; fewer than `seconds`, which count them too.
           melody: that every clip plays, whatever its texts, for a model that wants one: integer
             codes of `melody_shape`, a .npy file of them, or a sound file for the melody tokenizer.
           best_of: clips that are made of each prompt, of which the one is kept that is nearest to

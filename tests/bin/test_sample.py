@@ -423,7 +423,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(sampled.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(errors.UserError, match="cannot write to .*Read-only file system"):
+    with pytest.raises(errors.UserError, match=r"cannot write to .*Read-only file system"):
         sampled.Folder(tmp_path)
 
 

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--continuation",
         metavar="FILE",
-        help=f"go on from this sound (wav, flac, mp3 …; {api.MIN_CONTINUED_SECONDS} s or more)",
+        help=f"begin with this sound and go on (wav, flac, mp3 …; {api.MIN_CONTINUED_SECONDS} s or "
+        "more, and less than --seconds, which count it too)",
     )
     parser.add_argument(
         "--melody",
