@@ -34,6 +34,8 @@ FORMAT = 1
 # One record a group, not compressed: a random read fetches what it needs and no more.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 JSON = "json"
+# Of sound that MuLan hears at once, a window a second.
+MULAN_SECONDS = 10
 
 
 class ShardError(errors.UserError):

@@ -194,7 +194,9 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
     embed = jax.jit(functools.partial(mulan.MuLan(joint).apply, train=False))
     output = embed({"params": params}, noise_NT, texts_NL)
     means = {name: np.asarray(getattr(output, f"{name}_BD")).mean(0) for name in ("audio", "text")}
-    spread = np.concatenate([getattr(output, f"{name}_BD") - mean for name, mean in means.items()]).std()
+    spread = np.concatenate(
+        [getattr(output, f"{name}_BD") - mean for name, mean in means.items()]
+    ).std()
     shape = (spec.num_mulan_codebooks, spec.mulan_codebook_size, 8)
     quantizer = {
         "audio_mean_D": means["audio"],

@@ -23,7 +23,6 @@ Encode = Callable[[Sequence[Window]], Sequence[Record]]
 _KEY = shards.Stream(dtype=shards.JSON)
 # Captions are few and short; a fixed number at once compiles once.
 _TEXTS_A_BATCH = 16
-_STRIDE_SECONDS = 1.0  # of the MuLan windows, see `shards`
 
 
 class Encoder(Protocol):
@@ -132,10 +131,11 @@ class TokenEncoder:
                 f"--window-seconds is {window_seconds:g}: give at least {heard:g}, which is what "
                 "MuLan hears at once"
             )
-        if stride != _STRIDE_SECONDS:
+        if (heard, stride) != (shards.MULAN_SECONDS, 1):
             raise errors.UserError(
-                f"MuLan's window_stride_seconds is {stride:g}: data sets hold a window a second, "
-                "use a model that has 1"
+                f"MuLan's window_seconds is {heard:g} and window_stride_seconds {stride:g}: data "
+                f"sets hold a window of {shards.MULAN_SECONDS} s a second, use a model that has "
+                "those"
             )
         num_windows = int(window_seconds - heard) + 1
         return {

@@ -26,7 +26,6 @@ CONDITIONING = ("audio", "text", "mixed")
 CAPTION_WEIGHTS = {"short": 2.0, "long": 2.0, "playlist": 1.0, "tags": 1.0}
 # Sources whose codes are for a window as a whole.
 _OF_WINDOWS = ("mulan", "melody")
-_MULAN_SECONDS = 10
 
 Batch = dict[str, np.ndarray]
 
@@ -327,7 +326,7 @@ def choose_window(
       draws_R: from [0, 1): which of those that overlap alike.
     """
     windows_W = np.arange(num_windows)
-    ends_RW = np.minimum(starts_R[:, None] + seconds, windows_W + _MULAN_SECONDS)
+    ends_RW = np.minimum(starts_R[:, None] + seconds, windows_W + shards.MULAN_SECONDS)
     overlap_RW = ends_RW - np.maximum(starts_R[:, None], windows_W)
     # Sums of fractions of a second differ in their last bits where they should not.
     best_RW = overlap_RW > overlap_RW.max(axis=1, keepdims=True) - 1e-6

@@ -24,7 +24,9 @@ _LEAST_SECONDS = 9.9  # of a clip that is given: a codec or a change of rate may
 # Clips generated at once. Part of what decides a clip's rounding, hence no option.
 _BATCH = 16
 # Of the code that makes clips of a bundle: what another version made is not taken.
-_CODE = sources.digest("api.py", "audio.py", "bundle.py", "models", "nn", "sampler", "tokens")
+_CODE = sources.digest(
+    "api.py", "audio.py", "bundle.py", "models", "nn", "sampler", "token_spec.py", "tokens"
+)
 _MAKE = "make the corpus with `musiclm data gm`"
 
 Entry = dict[str, Any]

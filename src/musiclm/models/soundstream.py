@@ -60,7 +60,7 @@ class SpectrumConfig:
     """What a codec of magnitudes codes. Not in the paper.
 
     Attributes:
-      window_size: Hann window, in samples; a multiple of `hop_size`.
+      window_size: Hann window, in samples; an even multiple of `hop_size`.
       hop_size: samples between spectra.
       phase_iters: of `audio.griffin_lim`, which finds the decoder's phases.
       floor: added to the magnitudes before the logarithm, where a full-scale sine is 1.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from musiclm import errors
 from musiclm.nn import kmeans
 
 # Bounds of a codec that saw no data yet: wide, and finite in half precision.
@@ -226,12 +227,12 @@ def fit_rvq(
       codebooks_QKD.
 
     Raises:
-      ValueError: fewer vectors than entries.
+      UserError: fewer vectors than entries.
     """
     if x_ND.shape[0] < codebook_size:
-        raise ValueError(
-            f"fit_rvq has {x_ND.shape[0]} vectors for codebook_size={codebook_size}: "
-            "pass more vectors or ask for fewer entries."
+        raise errors.UserError(
+            f"fit_rvq has {x_ND.shape[0]} vectors for codebook_size={codebook_size}: give more "
+            "batches or ask for fewer entries"
         )
     init_key, key = jax.random.split(key)
     codebooks_QKD, stats = init_codebooks(

@@ -176,7 +176,7 @@ class StageLayout:
 
     @property
     def vocab_size(self) -> int:
-        """Identifiers: padding, null and the codes of every segment."""
+        """Identifiers: 0, which is not used, null and the codes of every segment."""
         return self.target_offset + self.target.num_codes
 
     @property

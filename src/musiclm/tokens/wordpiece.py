@@ -51,7 +51,7 @@ class WordPiece:
             texts may yield fewer.
 
         Raises:
-          ValueError: `vocab_size` leaves no room beside the special pieces and the alphabet.
+          UserError: `vocab_size` leaves no room beside the special pieces and the alphabet.
         """
         texts = list(texts)
         tokenizer = _tokenizer(models.WordPiece(unk_token=UNKNOWN))
@@ -67,7 +67,7 @@ class WordPiece:
         # them by itself, but in the order of a hash table, and so break ties anew each time.
         fixed = (*SPECIAL, *(prefix + letter for letter in letters for prefix in ("", "##")))
         if vocab_size <= len(fixed):
-            raise ValueError(
+            raise UserError(
                 f"vocab_size is {vocab_size}; the special pieces and the alphabet take "
                 f"{len(fixed)}, set it well above that."
             )

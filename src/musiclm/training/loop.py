@@ -91,6 +91,9 @@ def train(
         log_every=log_every,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        stall_seconds=stall_seconds,
+        ready_seconds=ready_seconds,
     )
     check_profile_steps(profile_steps)
     workdir = pathlib.Path(workdir)
@@ -230,15 +233,15 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def check_counts(**counts: int) -> None:
-    """Sees that each of `train`'s arguments that counts something is one or more.
+def check_counts(**counts: float) -> None:
+    """Sees that each of `train`'s arguments that counts something, or seconds, is one or more.
 
     Raises:
       UserError: one is not.
     """
     for name, value in counts.items():
         if value < 1:
-            raise errors.UserError(f"loop.train.{name} is {value}: give a whole number from 1 up")
+            raise errors.UserError(f"loop.train.{name} is {value}: give 1 or more")
 
 
 def check_profile_steps(steps: Any) -> None:
@@ -284,9 +287,9 @@ def check_metric(name: str, built: program.Program | None) -> None:
     known = sorted(f"eval/{metric}" for metric in metrics)
     if name not in known:
         raise errors.UserError(
-            f"train.keep_best is {name!r}: give one of {', '.join(known)}"
+            f"loop.train.keep_best is {name!r}: give one of {', '.join(known)}"
             if known
-            else f"train.keep_best is {name!r}, and nothing is evaluated: give an eval_dataset"
+            else f"loop.train.keep_best is {name!r}, and nothing is evaluated: give an eval_dataset"
         )
 
 

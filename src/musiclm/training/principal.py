@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm import bundle
+from musiclm import bundle, errors
 from musiclm.models.soundstream import SoundStream, SoundStreamConfig
 from musiclm.training.quantizers import Dataset, sample_batches
 
@@ -36,14 +36,17 @@ def fit_principal_components(
       seed: of the batches and of the other weights.
 
     Raises:
-      ValueError: the config has no spectrum, or a frame has fewer numbers than `latent_dim`.
+      UserError: the config has no spectrum, or a frame has fewer numbers than `latent_dim`.
     """
     if config.spectrum is None:
-        raise ValueError("SoundStreamConfig.spectrum is None: only a codec of magnitudes has them.")
+        raise errors.UserError(
+            "SoundStreamConfig.spectrum is None: give one, since only a codec of magnitudes starts "
+            "from principal components"
+        )
     hop = config.hop_length // config.spectrum.hop_size
     size = hop * config.spectrum.num_bins
     if size < config.latent_dim:
-        raise ValueError(
+        raise errors.UserError(
             f"SoundStreamConfig.latent_dim={config.latent_dim} is more than the {size} log "
             "magnitudes of a frame: lower it."
         )

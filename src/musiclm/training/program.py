@@ -135,8 +135,7 @@ def build(
         for name, array in task.batch_spec(batch_size).items()
     }
     sharding.check_rows(batch_size, mesh)
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-    eval_key = jax.random.fold_in(jax.random.key(seed), 0)
+    init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
 
     def init():
         return task.init(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))

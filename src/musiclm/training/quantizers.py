@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from musiclm import bundle
+from musiclm import bundle, errors
 from musiclm.models import mulan, w2v_bert
 from musiclm.nn import kmeans, quantization
 from musiclm.tokens import wordpiece
@@ -53,6 +53,9 @@ def fit_semantic_clusters(
       feature_layer: instead of the one that the model was trained for, see `W2vBertConfig`; blocks
         above that one are not in its file.
       seed: of the batches and of k-means.
+
+    Raises:
+      UserError: the batches have fewer frames than there are to be clusters.
     """
     trained = bundle.load_component(*os.path.split(model))
     config = trained.config
@@ -66,6 +69,11 @@ def fit_semantic_clusters(
             for batch in sample_batches(dataset, num_batches, batch_size, seed)
         ]
     )
+    if len(features_ND) < num_clusters:
+        raise errors.UserError(
+            f"num_clusters is {num_clusters}, and {num_batches} batches of {batch_size} have "
+            f"{len(features_ND)} frames: give more, or ask for fewer clusters"
+        )
     mean_D, std_D = features_ND.mean(0), features_ND.std(0) + 1e-6
     centroids_KD = kmeans.kmeans(
         jax.random.key(seed), jnp.asarray((features_ND - mean_D) / std_D), num_clusters, num_iters

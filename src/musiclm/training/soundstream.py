@@ -181,19 +181,19 @@ class SoundStreamTask:
         """A fresh state, random even with `start`; of the batch only the shape is read.
 
         Raises:
-          ValueError: the length is no multiple of the hop, or k-means would see too few frames.
+          UserError: the length is no multiple of the hop, or k-means would see too few frames.
         """
         config = self.config
         batch_size, num_samples = batch["waveform"].shape
         if num_samples % config.hop_length:
-            raise ValueError(
+            raise errors.UserError(
                 f"Batches of {num_samples} samples are no whole number of hops of "
                 f"{config.hop_length}: change the crop's length."
             )
         num_frames = batch_size * num_samples // config.hop_length
         num_fitted = num_frames * self._fitted_batches
         if num_fitted < config.codebook_size:
-            raise ValueError(
+            raise errors.UserError(
                 f"k-means would fit codebook_size={config.codebook_size} entries to {num_fitted} "
                 f"frames: raise SoundStreamTask.kmeans_batches (now {self.kmeans_batches}), "
                 f"quantize_from_step (now {self.quantize_from_step}) or the batch."
@@ -313,7 +313,11 @@ class SoundStreamTask:
     def evaluate(
         self, state: SoundStreamState, batch: Mapping[str, Any], key: jax.Array
     ) -> dict[str, jax.Array]:
-        """Reconstruction figures through all levels and through the first half of them."""
+        """Reconstruction figures through all levels and through the first half of them.
+
+        Before there are codebooks, of what is not quantised: better than any codec of the run. Who
+        takes the best of the evaluations takes none from before `quantize_from_step`.
+        """
         target_BT = batch["waveform"]
         variables = {"params": state.params, "codebooks": state.codebooks}
         quantize = self._has_codebooks(state)

@@ -23,7 +23,7 @@ class TokenLMTask:
 
     Attributes:
       config: the model.
-      optimizer: AdamW and its schedule.
+      optimizer: the algorithm and its schedule.
       condition_dropout: fraction of the rows whose whole prefix is replaced by the null
         identifier, for classifier-free guidance.
       microbatch_size: rows of the global batch that are taken at once, one part after another, for
@@ -114,7 +114,7 @@ class TokenLMTask:
         self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> dict[str, jax.Array]:
         """The losses of a batch, through the whole model."""
-        # A kernel of cuDNN hides its products from who counts them.
+        # A kernel in Triton hides its products from who counts them.
         return dataclasses.replace(self, config=self._portable_config).evaluate(state, batch, key)
 
     def export(self, state: TrainState) -> tuple[TokenLMConfig, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Tokens in shards are those that the tokenizers give, however the work was dealt out."""
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -8,8 +9,8 @@ import pytest
 from array_record.python import array_record_module
 
 from data_pipelines import manifest, shards
-from data_pipelines.beam import decode
-from musiclm import bundle
+from data_pipelines.beam import decode, encoders
+from musiclm import bundle, errors
 from musiclm.audio import resample
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_compilation_cache")]
@@ -116,3 +117,14 @@ def test_windows_that_mulan_cannot_hear_are_refused(sound_corpus, tiny_bundle, m
     assert code == 2
     assert "give at least 10" in stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [{"window_seconds": 5.0}, {"window_stride_seconds": 0.5}])
+def test_a_mulan_of_other_windows_is_refused(tiny_bundle, tmp_path, change):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "other")
+    mulan = bundle.load_component(folder, "mulan")
+    config = mulan.config | {"model": dataclasses.replace(mulan.config["model"], **change)}
+    bundle.save_component(folder, "mulan", bundle.Component(config, mulan.variables))
+    encoder = encoders.TokenEncoder.of(str(folder), batch_size=1)
+    with pytest.raises(errors.UserError, match="hold a window of 10 s a second"):
+        encoder.streams(12.0)
