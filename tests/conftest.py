@@ -193,10 +193,9 @@ def tiny_bundle(tmp_path_factory) -> pathlib.Path:
     noise_NT = np.cumsum(noise_NT, axis=1) * np.array([[0], [1], [0], [1]]) + noise_NT
     embed = jax.jit(functools.partial(mulan.MuLan(joint).apply, train=False))
     output = embed({"params": params}, noise_NT, texts_NL)
-    means = {name: np.asarray(getattr(output, f"{name}_BD")).mean(0) for name in ("audio", "text")}
-    spread = np.concatenate(
-        [getattr(output, f"{name}_BD") - mean for name, mean in means.items()]
-    ).std()
+    vectors = {"audio": np.asarray(output.audio_BD), "text": np.asarray(output.text_BD)}
+    means = {name: vectors_BD.mean(0) for name, vectors_BD in vectors.items()}
+    spread = np.std([vectors[name] - means[name] for name in vectors])
     shape = (spec.num_mulan_codebooks, spec.mulan_codebook_size, 8)
     quantizer = {
         "audio_mean_D": means["audio"],

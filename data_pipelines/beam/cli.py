@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data_pipelines import manifest
-from musiclm import errors
+from musiclm import errors, exit_codes
 
 
 def add_tokenize_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace, encoder: Callable) -> int:
         print(job.make(wanted, options))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
     except RuntimeError as error:
         if (mistake := _mistake_of_a_worker(error)) is None:
             raise

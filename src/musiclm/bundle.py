@@ -86,7 +86,10 @@ def from_json(value: Any) -> Any:
         return fields
     module, _, name = value["class"].rpartition(".")
     if not module.startswith("musiclm."):
-        raise BundleError(f"the bundle asks for the class {value['class']}: it is not a MusicLM's")
+        raise BundleError(
+            f"the bundle asks for the class {value['class']}, which is not of this package: take a "
+            "bundle from elsewhere"
+        )
     try:
         cls = getattr(importlib.import_module(module), name)
         if not dataclasses.is_dataclass(cls):

@@ -1,4 +1,4 @@
-"""The one exception that a person's own input can cause."""
+"""The one exception that a person's own input can cause, and what is told of others."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,8 @@ class UserError(ValueError):
     Commands print it as a single line and exit with code 2; everything else is a defect and keeps
     its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says first, or its kind if it says nothing: many go on for pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from data_pipelines.corpora import corpus
+from musiclm import exit_codes
 
 EXAMPLES = """\
   musiclm data gm --out corpus --clips 1000 --seed 0
@@ -51,5 +52,5 @@ def make(args: argparse.Namespace) -> corpus.Made:
         )
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_codes.INTERRUPTED)
     return corpus.Made(manifest=path)

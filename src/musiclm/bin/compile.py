@@ -137,7 +137,7 @@ def compile_run(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return report | {"fits": False, "why": str(error).splitlines()[0]}
+            return report | {"fits": False, "why": errors.first_line(error)}
     report["compile_seconds"] = round(time.monotonic() - started)
 
     memory = compiled.memory_analysis()
@@ -201,9 +201,9 @@ def _devices(topology: str, slices: int, config_name: str | None) -> list[Any]:
             platform="tpu", topology_name=topology, **options
         ).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        told = str(error).splitlines()[0]
         raise errors.UserError(
-            f"topology {topology!r}: {told}: give a shape of whole hosts, such as v5e:16x16"
+            f"topology {topology!r}: {errors.first_line(error)}: give a shape of whole hosts, such "
+            "as v5e:16x16"
         ) from error
 
 

@@ -144,7 +144,7 @@ def mistakes_told() -> Iterator[None]:
     try:
         yield
     except _MISTAKES as error:
-        told = _first_line(error)
+        told = errors.first_line(error)
         if isinstance(error, errors.UserError):
             raise errors.UserError(told) from error
         if lacking := re.search(r"'(\w+)/gin\.macro'", told):
@@ -162,12 +162,8 @@ def told_without_gin() -> Iterator[None]:
     try:
         yield
     except errors.UserError as error:
-        raise errors.UserError(_first_line(error)) from error
-
-
-def _first_line(error: BaseException) -> str:
-    # gin appends lines on where in the configuration it happened.
-    return str(error).strip().splitlines()[0]
+        # gin appends lines on where in the configuration it happened.
+        raise errors.UserError(errors.first_line(error)) from error
 
 
 def _key(reference: Any) -> tuple[str, str]:

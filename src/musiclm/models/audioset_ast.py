@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 
 from musiclm import audio
-from musiclm.errors import UserError
+from musiclm.errors import UserError, first_line
 from musiclm.nn.encoder import Encoder, EncoderConfig
 
 SAMPLE_RATE = 16_000  # Hz
@@ -150,16 +150,16 @@ def load(path: str | os.PathLike[str]) -> AudioSetTagger:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     except Exception as error:  # the reader has exceptions of its own
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot read the AudioSet classifier {str(path)!r} ({told}): give the "
+            f"cannot read the AudioSet classifier {str(path)!r} ({first_line(error)}): give the "
             "model.safetensors of an Audio Spectrogram Transformer"
         ) from error
     try:
         config, params = _from_published(arrays)
     except KeyError as error:
         raise UserError(
-            f"{str(path)!r} is no Audio Spectrogram Transformer: it has no {error.args[0]!r}"
+            f"{str(path)!r} has no {error.args[0]!r}: give the model.safetensors of an Audio "
+            "Spectrogram Transformer"
         ) from error
     shapes = jax.eval_shape(
         AudioSetAst(config).init, jax.random.key(0), jnp.zeros((1, WINDOW_FRAMES, NUM_MELS))
@@ -172,7 +172,7 @@ def load(path: str | os.PathLike[str]) -> AudioSetTagger:
         if found[name] != shape:
             raise UserError(
                 f"{str(path)!r}: the weight {name} must have the shape {shape}, and has "
-                f"{found[name]}"
+                f"{found[name]}: give a model as it is published"
             )
     return AudioSetTagger(config, params, digest)
 

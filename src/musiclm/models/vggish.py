@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from musiclm import audio
-from musiclm.errors import UserError
+from musiclm.errors import UserError, first_line
 
 SAMPLE_RATE = 16_000  # Hz
 EMBEDDING_DIM = 128
@@ -114,7 +114,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Mapping[str, np.ndarray]]:
         raise
     except Exception as error:  # each reader has exceptions of its own
         raise UserError(
-            f"cannot read the VGGish weights {str(path)!r} ({_first_line(error)}): give "
+            f"cannot read the VGGish weights {str(path)!r} ({first_line(error)}): give "
             "vggish_model.ckpt or a .safetensors file of its variables"
         ) from error
     params = {}
@@ -132,7 +132,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Mapping[str, np.ndarray]]:
 def _take(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name not in arrays or arrays[name].shape != shape:
         found = arrays[name].shape if name in arrays else "not there"
-        raise UserError(f"the VGGish weight {name} must have the shape {shape}, and is {found}")
+        raise UserError(
+            f"the VGGish weight {name} must have the shape {shape}, and is {found}: give the "
+            "published weights"
+        )
     return np.asarray(arrays[name], np.float32)
 
 
@@ -155,7 +158,3 @@ def _read_checkpoint(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _module_name(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,6 +18,8 @@ from musiclm.nn import flash_attention
 MASKED = -1e30
 # What a bias starts from at most far away: softmax still lets some gradient through.
 LEAST_START = -6.0
+# Of rotary positions: tokens in about the slowest pair's turn, divided by 2π.
+_LONGEST_PERIOD = 10_000.0
 
 
 def relative_buckets(num_distances: int, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -202,9 +204,7 @@ def _attend_block(query_BHQD, key_BHKD, value_BHKD, bias_HQK):
     return jnp.einsum("bhqk,bhkd->bhqd", weights_BHQK, value_BHKD)
 
 
-def rotary(
-    x: jax.Array, positions: jax.Array | np.ndarray, *, longest_period: float = 10_000.0
-) -> jax.Array:
+def rotary(x: jax.Array, positions: jax.Array | np.ndarray) -> jax.Array:
     """Turns each pair of channels by an angle that grows with the token's position.
 
     The product of a query and a key turned so depends on their distance alone (RoFormer, Su et al.
@@ -213,13 +213,12 @@ def rotary(
     Args:
       x: [..., D] with even D; channel i is paired with channel i + D/2.
       positions: of the vectors, int; broadcast to the other axes of `x`.
-      longest_period: tokens in the slowest pair's turn, divided by 2π.
 
     Returns:
       The same shape and dtype.
     """
     half = x.shape[-1] // 2
-    speed_D = longest_period ** (-np.arange(half) / half)
+    speed_D = _LONGEST_PERIOD ** (-np.arange(half) / half)
     angle = (positions[..., None] * speed_D).astype(np.float32)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -22,6 +22,8 @@ from musiclm.nn import kmeans
 
 # Bounds of a codec that saw no data yet: wide, and finite in half precision.
 _UNBOUNDED = 1e4
+# Of the moving averages over a fixed set of vectors.
+_FITTED_DECAY = 0.95
 
 
 def _nearest(codebook_KD: jax.Array, x: jax.Array) -> jax.Array:
@@ -204,13 +206,10 @@ def perplexity(counts_QK: jax.Array) -> jax.Array:
     return jnp.exp(-jnp.sum(p_QK * jnp.log(jnp.maximum(p_QK, 1e-12)), axis=-1))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("num_codebooks", "codebook_size", "num_iters", "ema_decay")
-)
+@functools.partial(jax.jit, static_argnames=("num_codebooks", "codebook_size", "num_iters"))
 def fit_rvq(
-    key: jax.Array, x_ND: jax.Array, *, num_codebooks: int, codebook_size: int, num_iters: int,
-    ema_decay: float = 0.95,
-) -> jax.Array:  # fmt: skip
+    key: jax.Array, x_ND: jax.Array, *, num_codebooks: int, codebook_size: int, num_iters: int
+) -> jax.Array:
     """Fits an RVQ to a fixed set of vectors: k-means levels, then moving-average passes over it.
 
     MusicLM (arXiv 2301.11325, 3.1) quantises frozen MuLan embeddings so.
@@ -221,7 +220,6 @@ def fit_rvq(
       num_codebooks: levels Q.
       codebook_size: entries K a level.
       num_iters: k-means iterations a level, and moving-average passes after them.
-      ema_decay: of the moving averages.
 
     Returns:
       codebooks_QKD.
@@ -244,7 +242,7 @@ def fit_rvq(
         codebooks_QKD, stats = carry
         codes_QN, residuals_QND, _ = rvq_residuals(codebooks_QKD, x_ND)
         codebooks_QKD, stats = update_codebooks(
-            key, codebooks_QKD, stats, residuals_QND, codes_QN, decay=ema_decay, dead_below=0.5
+            key, codebooks_QKD, stats, residuals_QND, codes_QN, decay=_FITTED_DECAY, dead_below=0.5
         )
         return (codebooks_QKD, stats), None
 
