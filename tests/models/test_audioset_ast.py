@@ -118,7 +118,7 @@ def test_other_files_are_told(published, tmp_path):
     assert "must have the shape (5,)" in told(**{"classifier.dense.bias": np.zeros(4, np.float32)})
     some = {name: array for name, array in published.items() if "layernorm" not in name}
     safetensors.numpy.save_file(some, path)
-    with pytest.raises(UserError, match=r"it has no 'audio_spectrogram.*layernorm_before.weight'"):
+    with pytest.raises(UserError, match=r"has no 'audio_spectrogram.*layernorm_before.weight'"):
         audioset_ast.load(path)
     path.write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot read the AudioSet classifier"):
