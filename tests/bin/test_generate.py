@@ -171,23 +171,37 @@ def test_parallel_decoding_without_a_soundstorm(tiny_bundle, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+NO_ROOM = "take another device, or a smaller --model"
+
+
 @pytest.mark.parametrize(
-    ("method", "more", "told"),
+    ("method", "more", "fit", "told"),
     [
-        ("render", ["flute"], "give fewer prompts, or a smaller --best-of"),
-        ("render", ["--best-of", "2"], "give fewer prompts, or a smaller --best-of"),
-        ("render", [], "take another device, or a smaller --model"),
-        ("__init__", ["flute"], "take another device, or a smaller --model"),
+        ("render", [], 5, "add --rows 4, or give fewer prompts at once"),
+        ("render", ["--rows", "4"], 9, "add --rows 2,"),
+        ("render", [], 0, NO_ROOM),
+        ("__init__", [], 9, NO_ROOM),
     ],
 )
-def test_full_memory(tiny_bundle, tmp_path, capsys, monkeypatch, method, more, told):
+def test_full_memory(tiny_bundle, tmp_path, capsys, monkeypatch, method, more, fit, told):
     def fill(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
 
+    def compile_few(model, plans, rows):
+        if rows > fit:
+            fill()
+
     monkeypatch.setattr(api.MusicLM, method, fill)
+    monkeypatch.setattr(api.MusicLM, "compile", compile_few)
     assert generate(tiny_bundle, tmp_path / "out", "piano", *more) == 2
     expect_one_line(capsys, f"memory is full: {told}")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_a_number_from_one(tiny_bundle, tmp_path, capsys):
+    assert generate(tiny_bundle, tmp_path / "out", "piano", "--rows", "0") == 2
+    expect_one_line(capsys, "rows is 0: give a whole number from 1 on")
+    assert generate(tiny_bundle, tmp_path / "out", "piano", "--rows", "1") == 0
 
 
 @pytest.mark.parametrize("damage", ["no json", "truncated", "missing", "foreign"])

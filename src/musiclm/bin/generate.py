@@ -28,8 +28,10 @@ The i-th clip (from 0) takes seed + i. The same seed on the same machine gives t
 Files of an earlier run with the same names are replaced.
 """
 
-# Told where not even one clip can be made.
+# Told where not even the model fits, or one row.
 _NO_ROOM = "memory is full: take another device, or a smaller --model"
+# At once without --rows, at most; see `api.MusicLM.from_pretrained`.
+_MOST_ROWS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="keep the stages' weights, or keys and values of tokens, as int8: less to read for "
         "each token, other music of the same seed; may be given twice",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="clips and windows that a stage decodes at once: fewer take less memory (default: as "
+        f"many as there are, up to {_MOST_ROWS})",
     )
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
     for name, option in _SAMPLING.items():
@@ -235,23 +244,29 @@ def run(args: argparse.Namespace) -> int:
     compilation_cache.enable()
     with staging.staged(args.out, last="manifest.jsonl") as folder:
         with memory.telling(_NO_ROOM):
-            model = api.MusicLM.from_pretrained(args.model, int8=args.int8)
+            model = api.MusicLM.from_pretrained(args.model, rows=args.rows, int8=args.int8)
         loaded = time.perf_counter()
-        many = len(request.clips) > 1
-        fewer = "memory is full: give fewer prompts, or a smaller --best-of"
-        with memory.telling(fewer if many else _NO_ROOM), _Bars() as progress:
-            clips = model.generate(
-                list(request.prompts),
-                seconds=request.seconds,
-                seed=request.seed,
-                sampling=sampling,
-                story=request.story,
-                continuation=args.continuation,
-                melody=args.melody,
-                best_of=request.best_of,
-                decoding=request.decoding,
-                progress=progress,
-            )
+        wanted = {
+            "seconds": request.seconds,
+            "seed": request.seed,
+            "sampling": sampling,
+            "story": request.story,
+            "continuation": args.continuation,
+            "melody": args.melody,
+            "best_of": request.best_of,
+            "decoding": request.decoding,
+        }
+        try:
+            with _Bars() as progress:
+                clips = model.generate(list(request.prompts), **wanted, progress=progress)
+        except Exception as error:
+            if not memory.is_full(error):
+                raise
+            with memory.telling(_NO_ROOM):
+                plans = model.plans(request.prompts[0], **wanted)
+            fit = memory.rows_that_fit(model, plans, (args.rows or _MOST_ROWS) // 2)
+            fewer = f"memory is full: add --rows {fit}, or give fewer prompts at once"
+            raise errors.UserError(fewer if fit else _NO_ROOM) from error
         generated = time.perf_counter()
         lines = []
         for i, clip in enumerate(clips):

@@ -12,13 +12,10 @@ import argparse
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from musiclm import api, errors, exit_codes
 from musiclm.bin import compilation_cache, configuration, memory, prompts, sample_meter, sampled
-
-if TYPE_CHECKING:
-    from musiclm.sampler.generate import Plan
 
 HELP = "generate music for a file of prompts, as a gin file says"
 EPILOG = """\
@@ -151,7 +148,8 @@ def _round(
         with output.rejecting(number), memory.telling(_FULL_OF_ONE):
             planned.append((number, line, digest, model.plans(**vars(line))))
     plans = [plan for *_, candidates in planned for plan in candidates]
-    _compile(model, plans)
+    if (fit := memory.rows_that_fit(model, plans, model.rows)) < model.rows:
+        raise errors.UserError(_full(model.rows, fit))
     stages = {stage for plan in plans for stage in plan.clip.stages}
     meter.start_round(sum(line.seconds for _, line, *_ in planned), stages)
     clips = model.render(plans, meter)
@@ -163,22 +161,6 @@ def _round(
         output.add(number, digest, clip, told)
         meter.clips += 1
     meter.end_round()
-
-
-def _compile(model: api.MusicLM, plans: Sequence["Plan"]) -> None:
-    """Compiles ahead, and tells how many rows fit where the memory is not enough."""
-    rows = model.rows
-    while rows:
-        try:
-            model.compile(plans, rows)
-        except Exception as error:
-            if not memory.is_full(error):
-                raise
-            rows //= 2
-            continue
-        break
-    if rows < model.rows:
-        raise errors.UserError(_full(model.rows, rows))
 
 
 def _full(rows: int, fewer: int) -> str:
