@@ -1,6 +1,7 @@
 """A job of several processes trains as one does, and comes back from what happens to it."""
 
 import os
+import re
 import pathlib
 import shutil
 import signal
@@ -105,6 +106,13 @@ def test_a_frozen_process_ends_the_job(start):
     assert "loop.train.stall_seconds is 10" in told
     assert "loop.py" in told
     job.kill()
+
+
+def test_all_of_an_unhealthy_job_end_with_the_code_that_starts_it_no_more(start):
+    job = start("sick", bindings=["tiny_job.Perceptron.highest_loss=0.0"])
+    assert job.wait(90) == [exit_codes.UNHEALTHY] * 2
+    for index in range(2):
+        assert re.search(r"stopped at step \d+: loss is .*\(above 0\.0\)", job.stderr(index))
 
 
 @pytest.mark.parametrize(

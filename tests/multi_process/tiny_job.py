@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm.training import optim
+from musiclm.training import health, optim
 from musiclm.training.state import TrainState
 
 DIM = 16
@@ -23,6 +23,7 @@ class Perceptron:
     )
     dim: int = DIM
     seconds_to_build: float = 0.0
+    highest_loss: float | None = None
 
     def batch_spec(self, batch_size):
         time.sleep(self.seconds_to_build)
@@ -63,7 +64,16 @@ class Perceptron:
         return {}, {"params": state.averaged}
 
     def health(self):
-        return ()
+        if self.highest_loss is None:
+            return ()
+        return (
+            health.HealthCheck(
+                metric="loss",
+                breached=lambda loss: loss > self.highest_loss,
+                bound=f"above {self.highest_loss}",
+                advice="Raise it.",
+            ),
+        )
 
 
 def rows(
