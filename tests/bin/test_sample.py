@@ -1,6 +1,5 @@
 """`musiclm sample` with an untrained bundle: what a line decides, and what nothing else does."""
 
-import errno
 import functools
 import itertools
 import json
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm import api, audio, errors
-from musiclm.bin import folders, main, prompts, sample_meter, sampled
+from musiclm import api, audio
+from musiclm.bin import main, sample_meter
 from musiclm.sampler import generate
 
 pytestmark = pytest.mark.slow
@@ -269,87 +268,6 @@ def test_processes_and_their_devices_make_what_one_makes(made, soundstorm_bundle
     assert manifest(tmp_path / "out") == manifest(made)
 
 
-DEFAULTS = {
-    "seconds": 10.0,
-    "seed": 0,
-    "sampling": {"fine": {"temperature": 0.5, "top_k": 9}},
-    "decoding": "autoregressive",
-    "best_of": 1,
-}
-
-
-def parse(text):
-    return prompts.parse(text.encode(), DEFAULTS, pathlib.Path("/folder"))
-
-
-def test_a_line_may_say_anything_or_little():
-    line = parse('{"prompt": "flute"}')
-    assert (line.seconds, line.seed, line.continuation) == (10.0, 0, None)
-    assert line.decoding == "autoregressive"
-    assert parse('{"prompt": "flute", "decoding": "parallel"}').decoding == "parallel"
-    line = parse(
-        '{"prompt": "flute", "seconds": 60, "seed": 4, "story": [[15, "drums"]], '
-        '"sampling": {"fine": {"top_k": 3}, "coarse": {"guidance": 2}}, "continuation": "a/b.mp3"}'
-    )
-    assert line.sampling == {"fine": {"temperature": 0.5, "top_k": 3}, "coarse": {"guidance": 2}}
-    assert line.continuation == "/folder/a/b.mp3"
-    assert line.story == ((15, "drums"),)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("[]", "not an object"),
-        ("{}", 'no "prompt"'),
-        ('{"prompt": 3}', "a prompt is 3"),
-        ('{"prompt": "a", "secnds": 3}', "unknown field 'secnds': did you mean 'seconds'?"),
-        ('{"prompt": "a", "x": 3}', "unknown field 'x': give one of prompt, seconds, seed"),
-        ('{"prompt": "a", "seconds": -3}', "seconds is -3"),
-        ('{"prompt": "a", "seconds": NaN}', "seconds is nan"),
-        ('{"prompt": "a", "seconds": 1e9}', "up to 300"),
-        ('{"prompt": "a", "seconds": 0.00001}', "from 0.1"),
-        ('{"prompt": "a", "seed": 1.5}', "seed is 1.5"),
-        ('{"prompt": "a", "sampling": 3}', "sampling is no object"),
-        ('{"prompt": "a", "sampling": {"corse": {}}}', "did you mean 'coarse'?"),
-        ('{"prompt": "a", "sampling": {"fine": {"topk": 1}}}', "did you mean 'top_k'?"),
-        ('{"prompt": "a", "story": "drums"}', "story is no list of pairs"),
-        ('{"prompt": "a", "story": [[3]]}', "story is no list of pairs"),
-        ('{"prompt": "a", "best_of": 0}', "best_of is 0"),
-        ('{"prompt": "a", "decoding": "paralel"}', "give autoregressive or parallel"),
-        ('{"prompt": "\\ud800"}', "UTF-8"),
-        ("[" * 100_000, "not JSON"),
-        ('{"prompt": "a", "story": [[0, "drums"]]}', "starts 'drums' at 0"),
-        ('{"prompt": "a", "story": [[12, "drums"]]}', "below 10"),
-        ('{"prompt": "a", "story": [[5, "drums"], [4, "b"]]}', "ascending"),
-        ('{"prompt": "a", "continuation": 3}', "continuation is 3"),
-        ('{"prompt": "a", "melody": [[1]]}', "melody is [[1]]: give the path of a file"),
-    ],
-)
-def test_wrong_lines_are_told(text, told):
-    with pytest.raises(errors.UserError) as raised:
-        parse(text)
-    assert told in str(raised.value)
-
-
-def test_the_digest_is_of_all_that_decides(tmp_path):
-    (tmp_path / "a.wav").write_bytes(b"one")
-    texts = [
-        '{"prompt": "a"}',
-        '{"prompt": "b"}',
-        '{"prompt": "a", "seed": 1}',
-        '{"prompt": "a", "story": [[1, "b"]]}',
-        '{"prompt": "a", "continuation": "a.wav"}',
-        '{"prompt": "a", "decoding": "parallel"}',
-        '{"prompt": "a", "best_of": 2}',
-    ]
-    lines = [prompts.parse(text.encode(), DEFAULTS, tmp_path) for text in texts]
-    digests = [line.digest("model") for line in lines]
-    assert len({*digests, lines[0].digest("another model")}) == 8
-    (tmp_path / "a.wav").write_bytes(b"two")
-    assert lines[4].digest("model") != digests[4]
-    assert lines[3].digest("model") == digests[3]
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -416,17 +334,6 @@ def test_other_mistakes_are_code_2(soundstorm_bundle, folder, tmp_path, capsys):
     assert (tmp_path / "rejected.jsonl").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch):
-    """Such as one of a file system that is mounted to be read."""
-
-    def refuse(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(sampled.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(errors.UserError, match=r"cannot write to .*Read-only file system"):
-        sampled.Folder(tmp_path)
-
-
 def test_full_memory_is_told_with_fewer_rows(
     soundstorm_bundle, folder, tmp_path, capsys, monkeypatch
 ):
@@ -483,116 +390,3 @@ def test_full_memory_beside_the_stages_loses_nothing(
     assert (summary["clips"], summary["there_already"]) == (1, 2)
     assert summary["bandwidth_bound_share"] == {}
     assert [record["line"] for record in manifest(tmp_path)] == [1, 2, 3]
-
-
-def add(folder, number, digest):
-    """Makes a clip of a line, which its prompt tells."""
-    told = {"prompt": f"{number} {digest}"}
-    samples_T = np.full(80, 0.1, np.float32)
-    folder.add(number, digest, audio.Waveform(samples_T, 1600, told), told)
-
-
-def test_a_folder_takes_off_what_a_kill_left(tmp_path):
-    add(sampled.Folder(tmp_path), 1, "d")
-    whole = (tmp_path / "manifest.jsonl").read_text()
-    (tmp_path / "manifest.jsonl").write_text(whole + '{"file": "0000')
-    for name in (
-        ".manifest.jsonl.7",
-        ".summary.json.7",
-        ".summary-00000-of-00002.json.7",
-        ".000007.wav.x7",
-        ".mine.wav.x7",
-    ):
-        (tmp_path / name).touch()
-    folder = sampled.Folder(tmp_path)
-    assert (tmp_path / "manifest.jsonl").read_text() == whole
-    left = sorted(path.name for path in tmp_path.glob(".*"))
-    assert left == [".mine.wav.x7", ".summary-00000-of-00002.json.7"]
-    assert folder.has(1, "d")
-    assert not folder.has(1, "e")
-    assert not folder.has(2, "d")
-    (tmp_path / "000001.wav").write_bytes(b"RIFF")
-    assert not folder.has(1, "d")
-
-
-def test_the_file_decides_between_runs_of_other_numbers_of_processes(tmp_path):
-    add(sampled.Folder(tmp_path), 1, "old")
-    add(sampled.Folder(tmp_path), 2, "kept")
-    for process in range(2):
-        folder = sampled.Folder(tmp_path, process, 2)
-        assert folder.has(2, "kept")
-        if not process:
-            add(folder, 1, "new")
-            add(folder, 3, "other")
-        folder.close({})
-    for num_processes in (1, 2, 3):
-        folder = sampled.Folder(tmp_path, 0, num_processes)
-        assert folder.has(1, "new")
-        assert not folder.has(1, "old")
-    expected = {(f"{i} {words}", 0): i for i, words in enumerate(("new", "kept", "other"), start=1)}
-    names = {take: tmp_path / f"{i:06d}.wav" for take, i in expected.items()}
-    assert folders.read(tmp_path) == names
-    assert [*folders.read(tmp_path)] == [*names]
-
-
-def test_what_another_number_of_processes_told_is_cleared(tmp_path):
-    told = [
-        f"{name}{share}.{suffix}"
-        for name, suffix in (("rejected", "jsonl"), ("summary", "json"))
-        for share in ("", "-00000-of-00002", "-00001-of-00002", "-00000-of-00003")
-    ]
-    for name in (*told, "rejected-by-ear.jsonl"):
-        (tmp_path / name).touch()
-    sampled.Folder(tmp_path, 1, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "rejected-00000-of-00002.jsonl",
-        "rejected-by-ear.jsonl",
-        "summary-00000-of-00002.json",
-        "summary-00001-of-00002.json",
-    ]
-
-
-@pytest.mark.parametrize("full", ["os.replace", "os.fsync"])
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, full):
-    folder = sampled.Folder(tmp_path)
-    add(folder, 1, "d")
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def reject():
-        with folder.rejecting(3):
-            raise errors.UserError("no music")
-
-    calls = {
-        "os.replace": (lambda: add(folder, 2, "d"), lambda: folder.close({})),
-        "os.fsync": (lambda: add(folder, 2, "d"), reject),
-    }
-    with monkeypatch.context() as patch:
-        patch.setattr(full, fail)
-        for call in calls[full]:
-            with pytest.raises(errors.UserError, match=r"No space left on device\): make room"):
-                call()
-    assert not list(tmp_path.glob(".*"))
-    assert sampled.Folder(tmp_path).has(1, "d")
-
-
-def test_the_meter_counts_tokens_and_music(monkeypatch):
-    now = iter(range(100))
-    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
-    monkeypatch.setattr(sample_meter, "read_bytes_per_second", lambda: 100.0)
-    with sample_meter.Meter(30.0) as meter:
-        for _ in range(2):
-            # Every call of the clock is a second.
-            meter.start_round(10.0, {"coarse", "semantic", "fine"})
-            for stage in ("semantic", "coarse", "fine"):
-                meter(stage, 10, 40)
-                meter(stage, 40, 40)
-            meter.end_round()
-        summary = meter.summary({"semantic": 200, "coarse": 100, "fine": 0})
-        assert meter._bar.n == pytest.approx(20.0)
-    assert summary["tokens_per_second"] == {"semantic": 20.0, "coarse": 20.0, "fine": 20.0}
-    # Each stage took 4 s, in which 400 bytes could have been read.
-    assert summary["bandwidth_bound_share"] == {"semantic": 0.5, "coarse": 0.25, "fine": 0.0}
-    assert (summary["music_seconds"], summary["generating_seconds"]) == (20.0, 14.0)
-    assert summary["music_seconds_per_second"] == pytest.approx(20 / 14, abs=1e-3)

@@ -1,8 +1,8 @@
 """A job of several processes trains as one does, and comes back from what happens to it."""
 
 import os
-import re
 import pathlib
+import re
 import shutil
 import signal
 import time

@@ -123,9 +123,17 @@ def test_mistakes_are_told_with_field_value_and_mend(tmp_path, change, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "", "a: *b"])
-def test_what_is_no_mapping_is_refused(tmp_path, text):
-    with pytest.raises(JobError):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "can't be read"),
+        ("a: *b", "can't be read"),
+        ("- 1", "the job = .1. is no mapping"),
+        ("", "the job = None is no mapping"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(tmp_path, text, told):
+    with pytest.raises(JobError, match=told):
         _load(tmp_path, text)
 
 

@@ -262,8 +262,12 @@ def test_master_refuses_broken_audio():
     assert -20 < rms_db < -8
     click_T = np.zeros(160_000, np.float32)
     click_T[7] = 1
-    for bad_T in (good_T * np.nan, good_T * 0, click_T):
-        with pytest.raises(synth.SynthError):
+    for bad_T, told in (
+        (good_T * np.nan, "peak is nan"),
+        (good_T * 0, "peak is 0"),
+        (click_T, "RMS is -53"),
+    ):
+        with pytest.raises(synth.SynthError, match=told):
             synth.master(bad_T, (0, 1))
 
 
