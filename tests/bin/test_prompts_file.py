@@ -11,7 +11,7 @@ from musiclm.bin import prompts, sampled
 DEFAULTS = {
     "seconds": 10.0,
     "seed": 0,
-    "sampling": {},
+    "sampling": {"fine": {"temperature": 0.5, "top_k": 9}},
     "decoding": "autoregressive",
     "best_of": 1,
 }
