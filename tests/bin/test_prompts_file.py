@@ -1,5 +1,6 @@
 """Lines of a file of prompts that no person writes, and what becomes of them."""
 
+import functools
 import json
 import pathlib
 
@@ -11,14 +12,17 @@ from musiclm.bin import prompts, sampled
 DEFAULTS = {
     "seconds": 10.0,
     "seed": 0,
-    "sampling": {"fine": {"temperature": 0.5, "top_k": 9}},
+    "sampling": {},
     "decoding": "autoregressive",
     "best_of": 1,
 }
 
 
+FOLDER = pathlib.Path("/folder")
+
+
 def parse(text):
-    return prompts.parse(text.encode(), DEFAULTS, pathlib.Path("/folder"))
+    return prompts.parse(text.encode(), DEFAULTS, FOLDER)
 
 
 def sampling(name, value):
@@ -67,13 +71,15 @@ def test_a_deep_line_is_rejected_alone(tmp_path, text, depth):
 
 
 def test_a_line_may_say_anything_or_little():
-    line = parse('{"prompt": "flute"}')
+    fine = {"fine": {"temperature": 0.5, "top_k": 9}}
+    parse = functools.partial(prompts.parse, defaults=DEFAULTS | {"sampling": fine}, folder=FOLDER)
+    line = parse(b'{"prompt": "flute"}')
     assert (line.seconds, line.seed, line.continuation) == (10.0, 0, None)
     assert line.decoding == "autoregressive"
-    assert parse('{"prompt": "flute", "decoding": "parallel"}').decoding == "parallel"
+    assert parse(b'{"prompt": "flute", "decoding": "parallel"}').decoding == "parallel"
     line = parse(
-        '{"prompt": "flute", "seconds": 60, "seed": 4, "story": [[15, "drums"]], '
-        '"sampling": {"fine": {"top_k": 3}, "coarse": {"guidance": 2}}, "continuation": "a/b.mp3"}'
+        b'{"prompt": "flute", "seconds": 60, "seed": 4, "story": [[15, "drums"]], '
+        b'"sampling": {"fine": {"top_k": 3}, "coarse": {"guidance": 2}}, "continuation": "a/b.mp3"}'
     )
     assert line.sampling == {"fine": {"temperature": 0.5, "top_k": 3}, "coarse": {"guidance": 2}}
     assert line.continuation == "/folder/a/b.mp3"
