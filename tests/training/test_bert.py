@@ -30,7 +30,7 @@ TASK = BertTask(
     optimizer=OptimizerConfig(
         learning_rate=1e-2, warmup_steps=10, total_steps=1000, schedule="constant"
     ),
-    stuck_after_step=100,
+    health_after_step=100,
 )
 MULAN = MuLanTask(
     config=MuLanConfig(
@@ -87,7 +87,7 @@ def test_a_run_that_reads_nothing_is_stopped(trained):
     step = jax.jit(TASK.step)
     rng = np.random.default_rng(0)
     monitor = HealthMonitor(TASK.health())
-    for i in range(TASK.stuck_after_step):
+    for i in range(TASK.health_after_step):
         noise_BL = rng.choice([5, 6, 7, 8], (256, 10), p=[0.7, 0.1, 0.1, 0.1])
         state, metrics = step(state, {"text_ids": noise_BL.astype(np.int32)}, jax.random.key(i))
         monitor.observe(i, {"nats_learned": float(metrics["nats_learned"])})

@@ -38,7 +38,7 @@ TASK = MuLanTask(
         window_seconds=1.0,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5, total_steps=1000, clip_norm=1.0),
-    stuck_after_step=20,
+    health_after_step=20,
 )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_gumbel_temperature_falls_to_its_end_and_stays():
 )
 def test_health_gates(metric, healthy, ill, advice):
     monitor = health.HealthMonitor(TASK.health())
-    late = TASK.health_after
+    late = TASK.health_after_step
     for value, step in ((ill, 0), (healthy, late)):
         for _ in range(10):
             monitor.observe(step, {metric: value})

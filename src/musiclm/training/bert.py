@@ -30,13 +30,13 @@ class BertTask:
       config: the encoder.
       optimizer: the paper has Adam, a linear schedule, peak 1e-4, 10 k warm-up steps.
       predicted_share: how many of the pieces are to be predicted. Paper: 0.15.
-      stuck_after_step: from here on a loss that owes nothing to the other pieces stops the run.
+      health_after_step: from here on a loss that owes nothing to the other pieces stops the run.
     """
 
     config: BertConfig
     optimizer: optim.OptimizerConfig
     predicted_share: float = 0.15
-    stuck_after_step: int = 2_000
+    health_after_step: int = 2_000
 
     def __post_init__(self):
         if not 0.0 < self.predicted_share < 1.0:
@@ -97,7 +97,7 @@ class BertTask:
                 bound="the loss is that of who knows how often there is a piece, and no text",
                 advice="Lower learning_rate, lengthen warmup_steps, or raise "
                 "EncoderConfig.init_deviation if the model is narrow.",
-                after_step=self.stuck_after_step,
+                after_step=self.health_after_step,
             ),
         )
 

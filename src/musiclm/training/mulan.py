@@ -37,7 +37,7 @@ class MuLanTask:
         the same vocabulary: the text tower starts from its weights, as the paper's does; None
         starts from random ones.
       gain_db: In training each waveform is made louder or softer by up to this much.
-      stuck_after_step: From here on a loss that is still the untrained one stops the run.
+      health_after_step: From here on a loss that is still the untrained one stops the run.
     """
 
     config: MuLanConfig = MuLanConfig()
@@ -45,7 +45,7 @@ class MuLanTask:
     loss: str = "mulan"
     start: str | None = None
     gain_db: float = 6.0
-    stuck_after_step: int = 2_000
+    health_after_step: int = 2_000
 
     def __post_init__(self):
         if self.loss not in contrastive.LOSSES:
@@ -160,7 +160,7 @@ class MuLanTask:
                 "info_nce, ln 2(B - 1) with mulan",
                 advice="Raise batch_size to 128 or more, lower learning_rate or lengthen "
                 "warmup_steps, and check that waveform and text_ids of a row belong together.",
-                after_step=self.stuck_after_step,
+                after_step=self.health_after_step,
             ),
             HealthCheck(
                 metric="mismatched_cosine",
@@ -168,7 +168,7 @@ class MuLanTask:
                 bound="every text is next to every waveform",
                 advice="The towers collapsed to a point: lower learning_rate, lengthen "
                 "warmup_steps, and check that the captions of a batch differ.",
-                after_step=self.stuck_after_step,
+                after_step=self.health_after_step,
             ),
         )
 

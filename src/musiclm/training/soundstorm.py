@@ -67,13 +67,13 @@ class SoundStormTask:
       optimizer: and its schedule.
       condition_dropout: fraction of the rows whose whole prefix is replaced by the null
         identifier, for classifier-free guidance.
-      learned_after: the step from which the loss must be below that of guessing.
+      health_after_step: the step from which the loss must be below that of guessing.
     """
 
     config: SoundStormConfig
     optimizer: optim.OptimizerConfig
     condition_dropout: float = 0.0
-    learned_after: int = 1_000
+    health_after_step: int = 1_000
 
     def __post_init__(self):
         if not 0 <= self.condition_dropout < 1:
@@ -170,7 +170,7 @@ class SoundStormTask:
                 bound=f"guessing among the codes gives {guessing:.3f}",
                 advice="Nothing is learned: check the tokens (are they constant or shuffled?), or "
                 "raise learning_rate",
-                after_step=self.learned_after,
+                after_step=self.health_after_step,
             ),
         )
 

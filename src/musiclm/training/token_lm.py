@@ -29,14 +29,14 @@ class TokenLMTask:
       microbatch_size: rows of the global batch that are taken at once, one part after another, for
         a part's memory; a divisor of the batch, and a multiple of the devices that rows lie over.
         None takes all.
-      learned_after: the step from which the loss must be below that of guessing.
+      health_after_step: the step from which the loss must be below that of guessing.
     """
 
     config: TokenLMConfig
     optimizer: optim.OptimizerConfig
     condition_dropout: float = 0.0
     microbatch_size: int | None = None
-    learned_after: int = 1_000
+    health_after_step: int = 1_000
 
     def __post_init__(self):
         if not 0 <= self.condition_dropout < 1:
@@ -131,7 +131,7 @@ class TokenLMTask:
                 bound=f"guessing among the codes gives {guessing:.3f}",
                 advice="Nothing is learned: check the tokens (are they constant or shuffled?), or "
                 "raise learning_rate",
-                after_step=self.learned_after,
+                after_step=self.health_after_step,
             ),
         )
 

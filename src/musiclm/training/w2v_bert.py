@@ -38,7 +38,7 @@ class W2vBertTask:
       target_rate: learning rate of the feature encoder and the quantizer, relative to the rest.
         Their changes re-deal the codes that the rest must predict. 1 is the paper's, with its
         25 k steps of warm-up; a short run with a high rate never catches up unless it is small.
-      health_after: first step at which the health gates hold.
+      health_after_step: first step at which the health gates hold.
     """
 
     config: W2vBertConfig
@@ -54,7 +54,7 @@ class W2vBertTask:
     gumbel_end: float = 0.5
     gumbel_steps: int = 100_000
     target_rate: float = 1.0
-    health_after: int = 2_000
+    health_after_step: int = 2_000
 
     def __post_init__(self):
         if not 0.0 < self.mask_start_prob < 1.0:
@@ -155,7 +155,7 @@ class W2vBertTask:
             metric="codebook_perplexity",
             breached=lambda value: value < fewest,
             bound=f"at least {fewest:.3g} of {self.config.codebook_size} codes",
-            after_step=self.health_after,
+            after_step=self.health_after_step,
             patience=5,
             advice="The codebook has collapsed, so the targets say nothing. Raise "
             "diversity_weight or gumbel_start, lower learning_rate or lengthen the warm-up",
@@ -164,7 +164,7 @@ class W2vBertTask:
             metric="contrastive_loss",
             breached=lambda value: value > 0.97 * chance,
             bound=f"chance is ln({self.num_distractors + 1}) = {chance:.3g}",
-            after_step=self.health_after,
+            after_step=self.health_after_step,
             patience=5,
             advice="The context predicts nothing: the codebook may have collapsed (see "
             "codebook_perplexity), the learning rate may be far too high or low, or the "
