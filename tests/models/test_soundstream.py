@@ -305,7 +305,7 @@ def test_denoise_acts_through_film_alone():
 
 def test_denoise_needs_the_option():
     model, variables, waveform_BT = _codec(TINY)
-    with pytest.raises(ValueError, match="denoise=False"):
+    with pytest.raises(ValueError, match="denoise is False"):
         _run(model, variables, waveform_BT, jnp.array([True, False]), method="encode")
 
 

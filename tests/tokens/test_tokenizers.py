@@ -99,7 +99,7 @@ def test_a_stream_of_codes_makes_what_they_make_at_once(codec, cuts, piece_frame
 
 def test_a_codec_can_be_asked_for_codes_without_the_noise(codec):
     acoustic, _, whole_BT = codec
-    with pytest.raises(ValueError, match="denoise=False"):
+    with pytest.raises(ValueError, match="denoise is False"):
         acoustic.encode(whole_BT, denoise=True)
     film = {"scale": np.array([[1], [-1]]) * np.ones(acoustic.config.latent_dim)}
     film["shift"] = 0 * film["scale"]

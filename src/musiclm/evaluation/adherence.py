@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 from musiclm.evaluation import key_finder
 
 QUESTIONS = ("instrument", "drums", "tempo", "key", "register", "density", "bass", "chords")
-_PERMUTATIONS = 9_999  # the least p-value is one in 10,000
+PERMUTATIONS = 9_999  # the least p-value is one in 10,000
 
 # One description of a clip: a vector for each question.
 Description = Mapping[str, np.ndarray]
@@ -102,12 +102,12 @@ def permutation_p(
     found = {question: np.trace(right) for question, right in right_NN.items()}
     rng = np.random.default_rng(seed)
     as_many = dict.fromkeys(right_NN, 1)
-    for _ in range(_PERMUTATIONS):
+    for _ in range(PERMUTATIONS):
         prompt_N = rng.permutation(len(truths))
         for question, right in right_NN.items():
             dealt = np.count_nonzero(right[np.arange(len(truths)), prompt_N])
             as_many[question] += int(dealt >= found[question])
-    return {question: count / (_PERMUTATIONS + 1) for question, count in as_many.items()}
+    return {question: count / (PERMUTATIONS + 1) for question, count in as_many.items()}
 
 
 def fit(descriptions: Sequence[Description], truths: Sequence[Mapping[str, str]]) -> Judge:

@@ -65,7 +65,7 @@ def adherence_tables(
     chances = Table(
         title="By chance",
         note="p of so many right answers if clips had nothing to do with their prompts, by dealing "
-        "the prompts out anew 9,999 times.",
+        f"the prompts out anew {adherence.PERMUTATIONS:,} times.",
         rests_on=(rests_on,),
         head=("", *questions),
         rows=tuple((source, *(p[source][q] for q in questions)) for source in sources),
@@ -414,14 +414,21 @@ def likelihood_table(
 
 
 def memorization_table(
-    found: Sequence[memorization.Memorization], cost_below: float, rests_on: str
+    found: Sequence[memorization.Memorization], seconds: float, cost_below: float, rests_on: str
 ) -> Table:
-    """Memorization over the length of the prompt; see `memorization.measure`."""
+    """Memorization over the length of the prompt; see `memorization.measure`.
+
+    Args:
+      found: of prompts of several lengths.
+      seconds: that the tokens last which were compared.
+      cost_below: the threshold of what is approximate.
+      rests_on: name of the model.
+    """
     return Table(
         title="Memorization",
         note="after MuLan's codes of the sound, also of a stage trained on those of captions, and "
         f"the first tokens of {found[0].exact.n} training clips the semantic stage goes on "
-        "greedily for 5 s: how often token by token as the clip does, and how often so near "
+        f"greedily for {seconds:g} s: how often token by token as the clip does, and how often so near "
         f"(transport cost below {cost_below:.2f}) that of pairs that have nothing to do with each "
         "other one in 10,000 is.",
         rests_on=(rests_on,),

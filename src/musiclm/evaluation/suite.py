@@ -486,7 +486,8 @@ class Suite:
             prompt_tokens=[count for count in given if count + num_tokens <= window],
             num_tokens=num_tokens,
         )
-        return figures.memorization_table(found, cost_below, self.name)
+        seconds = num_tokens / self.semantic.frame_rate
+        return figures.memorization_table(found, seconds, cost_below, self.name)
 
     @functools.cached_property
     def real_tokens_NT(self) -> np.ndarray:

@@ -26,9 +26,10 @@ def _mel_BNM(waveform_BT: jax.Array, sample_rate: int, window_size: int, num_mel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameSpectralLoss:
-    """SoundStream's reconstruction loss (arXiv 2107.03312, eq. 5): a mean over frames of
+    """SoundStream's reconstruction loss (arXiv 2107.03312, eq. 5).
 
-    Σ_s ‖S - Ŝ‖₁ + √(s/2) ‖log S - log Ŝ‖₂, the norms over the bands of a frame.
+    The mean over frames of Σ_s ‖S - Ŝ‖₁ + √(s/2) ‖log S - log Ŝ‖₂, with norms over the bands of a
+    frame.
 
     Attributes:
       window_sizes: s, in samples; hop s / 4.

@@ -58,6 +58,9 @@ class SoundStorm(nn.Module):
 
         Returns:
           f32 [B, T, K].
+
+        Raises:
+          ValueError: the sequences are not as long as the layout's.
         """
         cfg, layout = self.config, self.config.layout
         if ids_BS.shape[1] != layout.sequence_length:

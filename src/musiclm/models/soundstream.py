@@ -311,7 +311,11 @@ class SoundStream(nn.Module):
         )
 
     def latents(self, waveform_BT: jax.Array, denoise_B: jax.Array | None = None) -> jax.Array:
-        """Encoder output `[B, T // hop_length, D]` before quantisation."""
+        """Encoder output `[B, T // hop_length, D]` before quantisation.
+
+        Raises:
+          ValueError: `denoise_B` is given, and the codec was built without `denoise`.
+        """
         spectrum = self.config.spectrum
         frames_BTC = spectrum.analyse(waveform_BT) if spectrum else waveform_BT[..., None]
         latents_BTD = self.encoder(frames_BTC)
@@ -320,7 +324,10 @@ class SoundStream(nn.Module):
                 denoise_B = jnp.zeros(waveform_BT.shape[0], bool)
             latents_BTD = self.film(latents_BTD, denoise_B)
         elif denoise_B is not None:
-            raise ValueError("This SoundStream was built with SoundStreamConfig.denoise=False.")
+            raise ValueError(
+                "SoundStreamConfig.denoise is False, and denoise_B is given: leave it out, or take "
+                "a codec that was trained to denoise"
+            )
         return latents_BTD
 
     def encode(self, waveform_BT: jax.Array, denoise_B: jax.Array | None = None) -> jax.Array:

@@ -81,6 +81,9 @@ class TokenLM(nn.Module):
 
         Returns:
           f32 [B, T, Q, K]; a level's logits are over that level's codes alone.
+
+        Raises:
+          ValueError: the sequences are not as long as the layout's.
         """
         cfg, layout = self.config, self.config.layout
         if ids_BS.shape[1] != layout.sequence_length:

@@ -215,8 +215,15 @@ class W2vBert(nn.Module):
         features_BNF = self.encode(waveform_BT, deterministic=deterministic)
         return self.predict(features_BNF, mask_BN, temperature, deterministic=deterministic)
 
-    def predict(self, features_BNF, mask_BN, temperature, *, deterministic) -> W2vBertOutput:
-        """The same, from the unmasked features [B, N, F] of `encode`."""
+    def predict(
+        self,
+        features_BNF: jax.Array,
+        mask_BN: jax.Array,
+        temperature: jax.Array | float,
+        *,
+        deterministic: bool,
+    ) -> W2vBertOutput:
+        """As when called, from the unmasked features f32 [B, N, F] of `encode`."""
         cfg = self.config
         noise_BNF = jax.random.normal(self.make_rng("mask"), features_BNF.shape)
         seen_BNF = jnp.where(mask_BN[..., None], cfg.mask_deviation * noise_BNF, features_BNF)
@@ -234,6 +241,9 @@ class W2vBert(nn.Module):
         Most of a feature is the average spectrum, which says nothing. Unless it is taken off, all
         frames fall on few codes, and the noise of hidden frames drowns what differs between the
         others.
+
+        Raises:
+          ValueError: T is below `config.hop_length`.
         """
         return self.standardize(self.encoder(waveform_BT), use_running_average=deterministic)
 

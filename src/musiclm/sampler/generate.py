@@ -186,7 +186,7 @@ class Track:
 
     @property
     def fine_at_once(self) -> int:
-        """At most so many parts of the fine stage become ready by one window of the coarse one."""
+        """The most parts of the fine stage that a single window of the coarse one makes ready."""
         stops = [window.stop for window in self.acoustic.windows]
         pairs = zip(self.fine_windows, self.parts.get("fine", ()), strict=True)
         made_by = [bisect.bisect_left(stops, window.stop) for window, part in pairs if part.windows]

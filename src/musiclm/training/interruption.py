@@ -17,10 +17,10 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """SIGTERM, to any process of the job, as a step at which all of them stop.
+    """Turns SIGTERM, sent to any process of the job, into a step at which all of them stop.
 
-    Use as a context manager around all that a run does, once the processes have joined. Within
-    another it knows what that one was asked before.
+    Use it as a context manager around all that a run does, once the processes have joined. One
+    that is entered within another knows if that one was asked before.
     """
 
     def __init__(self):

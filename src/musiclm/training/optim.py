@@ -19,12 +19,14 @@ class OptimizerConfig:
     """AdamW, Adafactor or Muon with warm-up, a schedule and gradient clipping.
 
     Attributes:
-      algorithm: "adamw", or "adafactor": second moments by rows and columns, no first ones, which
-        saves two thirds of the bytes; its learning rate is relative to the size of the weights
-        (T5: 1e-2), and `b1`, `b2`, `eps` are not used; or "muon": the momentum of each kernel is
-        made orthogonal (Jordan 2024) and scaled to the size of AdamW's updates (Liu et al., arXiv
-        2502.16982), so that AdamW's learning rates serve; all else goes by Adam with
-        Nesterov's momentum.
+      algorithm: one of three.
+        "adamw".
+        "adafactor" keeps second moments by rows and columns and no first ones, which saves two
+        thirds of the bytes. Its learning rate is relative to the size of the weights (T5: 1e-2);
+        `b1`, `b2` and `eps` are not used.
+        "muon" makes the momentum of each kernel orthogonal (Jordan 2024) and scales it to the size
+        of AdamW's updates (Liu et al., arXiv 2502.16982), so that AdamW's learning rates serve. All
+        else goes by Adam with Nesterov's momentum.
       muon_rms: root mean square of Muon's updates, relative to the learning rate.
       learning_rate: at the peak.
       warmup_steps: linear, from zero.
