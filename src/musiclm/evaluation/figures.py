@@ -428,9 +428,9 @@ def memorization_table(
         title="Memorization",
         note="after MuLan's codes of the sound, also of a stage trained on those of captions, and "
         f"the first tokens of {found[0].exact.n} training clips the semantic stage goes on "
-        f"greedily for {seconds:g} s: how often token by token as the clip does, and how often so near "
-        f"(transport cost below {cost_below:.2f}) that of pairs that have nothing to do with each "
-        "other one in 10,000 is.",
+        f"greedily for {seconds:g} s: how often token by token as the clip does, and how often so "
+        f"near (transport cost below {cost_below:.2f}) that of pairs that have nothing to do with "
+        "each other one in 10,000 is.",
         rests_on=(rests_on,),
         head=("tokens given", "exact", "approximate", "entropy, nats"),
         rows=tuple(
