@@ -334,3 +334,18 @@ def test_a_waveform_plays_in_a_notebook():
     html = audio.Waveform(np.zeros(160, np.float32), 16_000)._repr_html_()
     assert html.startswith("<audio controls")
     assert "base64,UklGR" in html  # "RIFF"
+
+
+def test_a_beginning_is_decoded_no_further_than_needed(tmp_path, monkeypatch):
+    """At another rate it is the beginning of the whole, and blocks behind it are not read."""
+    samples_T = np.random.default_rng(0).normal(0, 0.1, 10 * 11_025).astype(np.float32)
+    audio.write_wav(tmp_path / "a.wav", samples_T, 11_025)
+    whole_T = audio.read_audio(tmp_path / "a.wav", 16_000)
+    monkeypatch.setattr(audio, "_BLOCK", 1_000)
+    found_T = audio.read_audio(tmp_path / "a.wav", 16_000, 2.001)
+    assert len(found_T) == 32_016
+    np.testing.assert_allclose(found_T, whole_T[:32_016], atol=1e-6)
+    with soundfile.SoundFile(tmp_path / "a.wav") as file:
+        audio.decode_mono(file, 20_500)
+        assert file.tell() == 21_000
+    assert len(audio.read_music(tmp_path / "a.wav", 22_050, 2.001, 2.001)) == 44_122

@@ -126,16 +126,16 @@ class TokenEncoder:
         """See `Encoder`."""
         acoustic, semantic, mulan = _tokenizers(self.bundle, self.digest).values()
         heard, stride = mulan.config.window_seconds, mulan.config.window_stride_seconds
-        if window_seconds < heard:
-            raise errors.UserError(
-                f"--window-seconds is {window_seconds:g}: give at least {heard:g}, which is what "
-                "MuLan hears at once"
-            )
         if (heard, stride) != (shards.MULAN_SECONDS, 1):
             raise errors.UserError(
                 f"MuLan's window_seconds is {heard:g} and window_stride_seconds {stride:g}: data "
                 f"sets hold a window of {shards.MULAN_SECONDS} s a second, use a model that has "
                 "those"
+            )
+        if window_seconds < heard:
+            raise errors.UserError(
+                f"--window-seconds is {window_seconds:g}: give at least {heard:g}, which is what "
+                "MuLan hears at once"
             )
         num_windows = int(window_seconds - heard) + 1
         return {

@@ -306,26 +306,28 @@ class MusicLM:
         import numpy as np
 
         from musiclm import audio
+        from musiclm.sampler import generate
 
         if len(clips) == 1:
             return clips[0]
         rate, told = self._mulan.sample_rate, clips[0].provenance
-        starts, texts = zip((0.0, told["prompt"]), *told.get("story", ()), strict=True)
-        changes_S = np.round(np.array(starts[1:]) * rate).astype(int)
+        wanted = {name: told[name] for name in ("prompt", "seconds", "seed")}
+        clip = generate.Clip(**wanted, story=tuple(told.get("story", ())))
+        starts, texts = zip(*self._chain.texts(clip), strict=True)
+        changes = [round(start * rate) for start in starts[1:]]
         text_SD = self._mulan.embed_text(texts)
 
-        def score(clip: Waveform) -> float:
+        def nearness(clip: Waveform) -> float:
             sound_T = audio.resample(clip.samples, clip.sample_rate, rate)
-            parts = zip(np.split(sound_T, changes_S), text_SD, strict=True)
-            heard = [(part_T, text_D) for part_T, text_D in parts if len(part_T)]
-            cosines = [
-                self._mulan.embed_audio(part_T[None])[0] @ text_D for part_T, text_D in heard
+            parts = np.split(sound_T, changes)
+            cosines_S = [
+                self._mulan.embed_audio(part_T[None])[0] @ text_D
+                for part_T, text_D in zip(parts, text_SD, strict=True)
             ]
-            return round(
-                float(np.average(cosines, weights=[len(part_T) for part_T, _ in heard])), 4
-            )
+            mean = np.average(cosines_S, weights=[len(part_T) for part_T in parts])
+            return round(float(mean), 4)
 
-        scores = [score(clip) for clip in clips]
+        scores = [nearness(clip) for clip in clips]
         best = clips[int(np.argmax(scores))]
         candidates = [
             {"seed": clip.provenance["seed"], "score": score}
@@ -392,6 +394,10 @@ class MusicLM:
         request = Request((prompt,), seconds, seed, tuple(story), best_of, decoding)
         return self._plans(request, sampling or {}, continuation, melody)
 
+    def most_rows(self, plans: Sequence[Plan]) -> int:
+        """How many rows a stage decodes at once on each device, at most, to make such clips."""
+        return self._chain.most_rows(plans)
+
     def compile(self, plans: Sequence[Plan], rows: int) -> None:
         """Compiles ahead what `render` needs of the stages, and takes the memory once.
 
@@ -427,8 +433,8 @@ class MusicLM:
         """The tokens of a sound file's last whole seconds.
 
         Whole, so that files of all lengths share a few compiled shapes. Semantic tokens come from
-        windows as long as the semantic stage's, the last of which ends where the sound does: so
-        they came in training, and long files take no more memory.
+        windows as long as the semantic stage's, as they did in training: with no more memory, the
+        last ends where the sound does, and the first may be shorter.
 
         Raises:
           UserError: it is no sound, too short, silent, or as long as clips may be.

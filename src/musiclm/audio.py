@@ -429,8 +429,8 @@ def read_music(
       UserError: the file can't be read, is too short, silent, or has samples that are no numbers.
     """
     samples = read_audio(path, sample_rate, max_seconds)
-    seconds = len(samples) / sample_rate
-    if seconds < min_seconds:
+    if len(samples) < int(min_seconds * sample_rate + 0.5):
+        seconds = len(samples) / sample_rate
         raise UserError(f"{path} lasts {seconds:.2f} s: give {min_seconds:g} s of music or more")
     if not np.isfinite(samples).all():
         raise UserError(f"{path} has samples that are no numbers (NaN or infinite): export it anew")

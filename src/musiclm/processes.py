@@ -40,16 +40,18 @@ def join(*, agree_to_stop: bool = True, timeout_seconds: int = 300) -> None:
             jax.distributed.initialize(initialization_timeout=timeout_seconds)
         except ValueError as error:
             raise errors.UserError(
-                f"there is no cluster that tells of the job's processes ({error}): set "
-                f"{', '.join(_VARIABLES)}, or leave --distributed out"
+                f"nothing tells of the job's processes ({error}): set {', '.join(_VARIABLES)}, or "
+                "leave --distributed out"
             ) from error
         return
     try:
+        if missing := [name for name in _VARIABLES if name not in given]:
+            raise ValueError(f"{missing[0]} is not set")
         address, count, index = (given[name] for name in _VARIABLES)
         count, index = int(count), int(index)
         if not 0 <= index < count or not address.rpartition(":")[2].isdecimal():
             raise ValueError("no such process or address can be")
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise errors.UserError(
             f"{', '.join(f'{name}={value}' for name, value in given.items())}, and {error}: set "
             f"{', '.join(_VARIABLES)}, such as to 10.0.0.1:1234, 2 and 0, or none"

@@ -177,10 +177,12 @@ NO_ROOM = "take another device, or a smaller --model"
 @pytest.mark.parametrize(
     ("method", "more", "fit", "told"),
     [
-        ("render", [], 5, "add --rows 4, or give fewer prompts at once"),
-        ("render", ["--rows", "4"], 9, "add --rows 2,"),
-        ("render", [], 0, NO_ROOM),
-        ("__init__", [], 9, NO_ROOM),
+        ("render", ["--best-of", "8"], 3, " with 16 rows at once: add --rows 2"),
+        ("render", ["--rows", "4"], 9, " with 4 rows at once: add --rows 2"),
+        ("render", ["flute"], 0, f": {NO_ROOM}"),
+        ("render", [], 9, " with 2 rows at once: add --rows 1"),  # of the fine stage
+        ("render", ["--rows", "1"], 9, f": {NO_ROOM}"),
+        ("__init__", [], 9, f": {NO_ROOM}"),
     ],
 )
 def test_full_memory(tiny_bundle, tmp_path, capsys, monkeypatch, method, more, fit, told):
@@ -194,7 +196,7 @@ def test_full_memory(tiny_bundle, tmp_path, capsys, monkeypatch, method, more, f
     monkeypatch.setattr(api.MusicLM, method, fill)
     monkeypatch.setattr(api.MusicLM, "compile", compile_few)
     assert generate(tiny_bundle, tmp_path / "out", "piano", *more) == 2
-    expect_one_line(capsys, f"memory is full: {told}")
+    expect_one_line(capsys, f"memory is full{told}")
     assert not (tmp_path / "out").exists()
 
 

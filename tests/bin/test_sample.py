@@ -321,11 +321,11 @@ def test_other_mistakes_are_code_2(soundstorm_bundle, folder, tmp_path, capsys):
     assert "no.jsonl" in capsys.readouterr().err
     (tmp_path / "file").write_text("mine")
     assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path / "file")) == 2
-    assert "cannot write" in capsys.readouterr().err
+    assert "cannot read or write" in capsys.readouterr().err
     (tmp_path / "rejected.jsonl").write_text("mine")
     for text, told in (
         ('{"file": "000.wav", "prompt": "a"}\n', "line 1 of"),
-        ('{"path": "a.wav"}', "ends in what is none of `musiclm sample`"),
+        ('{"path": "a.wav"}', "is none of `musiclm sample`"),
     ):
         (tmp_path / "manifest.jsonl").write_text(text)
         assert main.main(command(soundstorm_bundle, folder / "prompts.jsonl", tmp_path)) == 2

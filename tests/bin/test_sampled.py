@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(sampled.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(errors.UserError, match=r"cannot write to .*Read-only file system"):
+    with pytest.raises(errors.UserError, match=r"cannot read or write in .*Read-only file system"):
         sampled.Folder(tmp_path)
 
 
@@ -170,7 +170,9 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, full):
     with monkeypatch.context() as patch:
         patch.setattr(full, fail)
         for call in calls[full]:
-            with pytest.raises(errors.UserError, match=r"No space left on device\): make room"):
+            with pytest.raises(
+                errors.UserError, match=r"No space left on device\): mend that or make room"
+            ):
                 call()
     assert not list(tmp_path.glob(".*"))
     assert sampled.Folder(tmp_path).has(1, "d")

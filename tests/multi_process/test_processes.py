@@ -69,11 +69,11 @@ def test_who_fails_does_not_wait_for_the_others(start, what, code):
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        (("host:1", "2", None), "JAX_PROCESS_ID"),
+        (("host:1", "2", None), "and JAX_PROCESS_ID is not set"),
         (("host:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
         (("host:1", "2", "2"), "JAX_PROCESS_ID=2, and no such process"),
         (("host", "2", "1"), "JAX_COORDINATOR_ADDRESS=host, .*or address"),
-        ((None, None, None), "no cluster .*who knows.*leave --distributed out"),
+        ((None, None, None), "nothing tells .*who knows.*leave --distributed out"),
     ],
 )
 def test_what_can_be_no_job_is_told(monkeypatch, variables, told):

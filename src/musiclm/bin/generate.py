@@ -7,7 +7,9 @@ import math
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from typing import Any
 
 from musiclm import api, errors
 from musiclm.bin import compilation_cache, memory, staging
@@ -30,8 +32,6 @@ Files of an earlier run with the same names are replaced.
 
 # Told where not even the model fits, or one row.
 _NO_ROOM = "memory is full: take another device, or a smaller --model"
-# At once without --rows, at most; see `api.MusicLM.from_pretrained`.
-_MOST_ROWS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         type=int,
         metavar="N",
-        help="clips and windows that a stage decodes at once: fewer take less memory (default: as "
-        f"many as there are, up to {_MOST_ROWS})",
+        help="clips and windows that a stage decodes at once on each device: fewer take less "
+        "memory, and another number may make other music (default: as many as there are, up to 16)",
     )
     parser.add_argument("--png", action="store_true", help="draw waveform and mel spectrogram too")
     for name, option in _SAMPLING.items():
@@ -262,11 +262,7 @@ def run(args: argparse.Namespace) -> int:
         except Exception as error:
             if not memory.is_full(error):
                 raise
-            with memory.telling(_NO_ROOM):
-                plans = model.plans(request.prompts[0], **wanted)
-            fit = memory.rows_that_fit(model, plans, (args.rows or _MOST_ROWS) // 2)
-            fewer = f"memory is full: add --rows {fit}, or give fewer prompts at once"
-            raise errors.UserError(fewer if fit else _NO_ROOM) from error
+            raise errors.UserError(_what_fits(model, request, wanted, error)) from error
         generated = time.perf_counter()
         lines = []
         for i, clip in enumerate(clips):
@@ -283,6 +279,18 @@ def run(args: argparse.Namespace) -> int:
         (folder / "manifest.jsonl").write_text(text, encoding="utf-8")
     _report(args.out, lines, loaded - started, generated - loaded)
     return 0
+
+
+def _what_fits(
+    model: api.MusicLM, request: api.Request, wanted: dict[str, Any], error: Exception
+) -> str:
+    """Says that memory is full, and with how many rows it would not be."""
+    traceback.clear_frames(error.__traceback__)  # they keep what the run has filled
+    with memory.telling(_NO_ROOM):
+        plans = [plan for prompt in request.prompts for plan in model.plans(prompt, **wanted)]
+    rows = model.most_rows(plans)
+    fit = memory.rows_that_fit(model, plans, rows // 2)
+    return f"memory is full with {rows} rows at once: add --rows {fit}" if fit else _NO_ROOM
 
 
 def _report(out: str, lines: list[dict], loading_s: float, generating_s: float) -> None:

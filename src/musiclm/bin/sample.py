@@ -9,6 +9,7 @@ What comes of a line depends on the line, the model, INT8 and ROWS alone.
 """
 
 import argparse
+import contextlib
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -145,7 +146,8 @@ def _round(
     """Makes some clips together and writes each as soon as it is there."""
     planned = []
     for number, line, digest in jobs:
-        with output.rejecting(number), memory.telling(_FULL_OF_ONE):
+        alone = memory.telling(_FULL_OF_ONE) if line.continuation else contextlib.nullcontext()
+        with output.rejecting(number), alone:
             planned.append((number, line, digest, model.plans(**vars(line))))
     plans = [plan for *_, candidates in planned for plan in candidates]
     if (fit := memory.rows_that_fit(model, plans, model.rows)) < model.rows:

@@ -133,7 +133,7 @@ def _peak_memory() -> int:
 
 def _peak_of_process() -> int:
     try:
-        # Not Linux's getrusage, to which a process begins with its parent's peak.
+        # Linux's getrusage starts from the peak of the parent.
         status = pathlib.Path("/proc/self/status").read_text()
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     except (OSError, TypeError):

@@ -153,8 +153,8 @@ class Folder:
             yield
         except OSError as error:
             raise errors.UserError(
-                f"cannot write to {str(self._path)!r} ({error.strerror}): make room there and "
-                "start again, what is done stays, or choose another folder with --out"
+                f"cannot read or write in {str(self._path)!r} ({error.strerror}): mend that or "
+                "make room and start again, what is done stays, or choose another folder with --out"
             ) from error
 
 
@@ -205,9 +205,10 @@ def _records(path: pathlib.Path) -> list[dict[str, Any]]:
                 "folder with --out, or take the file away"
             ) from error
         records.append(record)
-    if not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
+    # Behind lines of ours a power cut may leave anything.
+    if not (records or rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
         raise errors.UserError(
-            f"{path} ends in what is none of `musiclm sample`: choose another folder with --out, "
+            f"{path} is none of `musiclm sample`: choose another folder with --out, "
             "or take the file away"
         )
     return records

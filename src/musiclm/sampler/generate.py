@@ -453,6 +453,31 @@ class Chain:
             codes_TQ=given_TQ[window.start : window.stop],
         )
 
+    def texts(self, clip: Clip) -> list[tuple[float, str]]:
+        """The texts that a clip is made of, in the order of time, and the second each holds from.
+
+        Those of its story that no semantic step goes by are not among them.
+        """
+        rate = self.token_spec.semantic_frame_rate
+        last = self.steps.at(math.ceil(clip.seconds * rate) - 1)
+        texts: list[tuple[float, str]] = []
+        for step in range(last + 1):
+            text = self._text_at(clip, step)
+            if not texts or text != texts[-1][1]:
+                texts.append((self.steps.start(step) / rate, text))
+        return texts
+
+    def most_rows(self, plans: Sequence[Plan]) -> int:
+        """How many rows a stage decodes at once on a device, at most, to make such clips."""
+        if self.fixed_rows:
+            return self.max_rows
+        counts: collections.Counter[str] = collections.Counter()
+        for plan in plans:
+            counts.update({name: len(parts) for name, parts in self.track(plan).parts.items()})
+        devices = self.semantic.num_devices
+        rows = (batches.rows_for(count, devices, self.max_rows) for count in counts.values())
+        return max(rows) // devices
+
     def _text_at(self, clip: Clip, step: int) -> str:
         """The text in force in the middle of a semantic step."""
         seconds = self.steps.middle(step) / self.token_spec.semantic_frame_rate

@@ -76,11 +76,13 @@ class Steps:
         """The step that a frame is in."""
         return 0 if frame < self.overlap else 1 + (frame - self.overlap) // self.hop
 
+    def start(self, step: int) -> int:
+        """The first frame of a step."""
+        return self.overlap + (step - 1) * self.hop if step else 0
+
     def middle(self, step: int) -> float:
         """The frame in the middle of a step."""
-        if step == 0:
-            return self.overlap / 2
-        return self.overlap + (step - 0.5) * self.hop
+        return (self.start(step) + self.start(step + 1)) / 2
 
     def windows(self, num_frames: int, conditions: Sequence[object]) -> list[Window]:
         """Windows that make a step each, of the index of their step.

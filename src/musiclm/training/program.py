@@ -135,6 +135,7 @@ def build(
         for name, array in task.batch_spec(batch_size).items()
     }
     sharding.check_rows(batch_size, mesh)
+    # The third, since `fold_in(key, 0)` is the first of them.
     init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
 
     def init():

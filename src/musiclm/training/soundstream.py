@@ -315,8 +315,8 @@ class SoundStreamTask:
     ) -> dict[str, jax.Array]:
         """Reconstruction figures through all levels and through the first half of them.
 
-        Before there are codebooks, of what is not quantised: better than any codec of the run. Who
-        takes the best of the evaluations takes none from before `quantize_from_step`.
+        Up to `quantize_from_step` there are no codebooks, and the figures are of what is not
+        quantised, better than any codec of the run; `loop.train.keep_best` does not know that.
         """
         target_BT = batch["waveform"]
         variables = {"params": state.params, "codebooks": state.codebooks}
