@@ -171,7 +171,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, full):
         patch.setattr(full, fail)
         for call in calls[full]:
             with pytest.raises(
-                errors.UserError, match=r"No space left on device\): mend that or make room"
+                errors.UserError, match=r"No space left on device\): mend that or make"
             ):
                 call()
     assert not list(tmp_path.glob(".*"))

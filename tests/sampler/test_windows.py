@@ -58,6 +58,8 @@ def test_steps_count_what_windows_make(num_frames, size, swapped):
         assert last == window.index or (last == 1 and window.index == 0 and not swapped)
     for step in range(1, 5):
         assert steps.at(int(steps.middle(step))) == step
+        assert steps.at(steps.start(step)) == step
+        assert not step or steps.at(steps.start(step) - 1) == step - 1
 
 
 def test_semantic_windows_advance_by_half():
