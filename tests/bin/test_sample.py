@@ -262,6 +262,14 @@ def test_processes_and_their_devices_make_what_one_makes(made, soundstorm_bundle
         lines = [json.loads(line)["line"] for line in own.read_text().splitlines()]
         assert lines == [*range(1 + index, 1 + len(LINES), 2)]
     assert files(tmp_path / "out", "*.wav") == files(made, "*.wav")
+    whole = json.loads((tmp_path / "out" / "summary.json").read_text())
+    parts = [json.loads(text) for text in files(tmp_path / "out", "summary-*.json").values()]
+    alone = json.loads((made / "summary.json").read_text())
+    assert whole.keys() == alone.keys() == parts[0].keys()
+    for name in ("clips", "rejected", "music_seconds"):
+        assert whole[name] == alone[name] == sum(part[name] for part in parts)
+    assert whole["generating_seconds"] == max(part["generating_seconds"] for part in parts)
+    assert whole["tokens_per_second"].keys() == alone["tokens_per_second"].keys()
     assert main.main(argv) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["there_already"] == len(LINES)

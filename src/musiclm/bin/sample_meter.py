@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from musiclm import api
@@ -104,6 +104,38 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+
+def total(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary of a job, of those of its processes, which worked at the same time."""
+
+    def sums(field: str) -> Any:
+        return sum(one[field] for one in summaries)
+
+    def by_stage(field: str) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for one in summaries:
+            for stage, value in one[field].items():
+                found.setdefault(stage, []).append(value)
+        return found
+
+    music, working = (
+        round(sums("music_seconds"), 3),
+        max(one["generating_seconds"] for one in summaries),
+    )
+    return {
+        **{field: sums(field) for field in ("clips", "there_already", "rejected")},
+        "music_seconds": music,
+        "generating_seconds": working,
+        "music_seconds_per_second": music and round(music / working, 3),
+        "tokens_per_second": {
+            k: round(sum(v), 1) for k, v in by_stage("tokens_per_second").items()
+        },
+        "bandwidth_bound_share": {
+            k: round(sum(v) / len(v), 3) for k, v in by_stage("bandwidth_bound_share").items()
+        },
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in summaries),
+    }
 
 
 def read_bytes_per_second() -> float:

@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from musiclm import errors
@@ -156,6 +156,26 @@ class Folder:
                 f"cannot read or write in {str(self._path)!r} ({error.strerror}): mend that or "
                 "make room and start again, what is done stays, or choose another folder with --out"
             ) from error
+
+
+def sum_up(
+    path: str | os.PathLike[str],
+    num_processes: int,
+    total: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
+) -> None:
+    """Writes the summary of a job whose processes have all closed the folder.
+
+    Args:
+      path: of the folder.
+      num_processes: of the job.
+      total: makes one summary of several.
+    """
+    from musiclm import bundle
+
+    folder, count = pathlib.Path(path), f"of-{num_processes:05d}"
+    files = (folder / f"summary-{process:05d}-{count}.json" for process in range(num_processes))
+    whole = total([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    bundle.write_beside(folder / "summary.json", _encode(json.dumps(whole, indent=2) + "\n"))
 
 
 def _name(number: int) -> str:
