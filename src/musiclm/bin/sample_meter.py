@@ -119,20 +119,17 @@ def total(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 found.setdefault(stage, []).append(value)
         return found
 
-    music, working = (
-        round(sums("music_seconds"), 3),
-        max(one["generating_seconds"] for one in summaries),
-    )
+    music = round(sums("music_seconds"), 3)
+    working = max(one["generating_seconds"] for one in summaries)
+    tokens, shares = by_stage("tokens_per_second"), by_stage("bandwidth_bound_share")
     return {
         **{field: sums(field) for field in ("clips", "there_already", "rejected")},
         "music_seconds": music,
         "generating_seconds": working,
         "music_seconds_per_second": music and round(music / working, 3),
-        "tokens_per_second": {
-            k: round(sum(v), 1) for k, v in by_stage("tokens_per_second").items()
-        },
+        "tokens_per_second": {stage: round(sum(found), 1) for stage, found in tokens.items()},
         "bandwidth_bound_share": {
-            k: round(sum(v) / len(v), 3) for k, v in by_stage("bandwidth_bound_share").items()
+            stage: round(sum(found) / len(found), 3) for stage, found in shares.items()
         },
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in summaries),
     }
