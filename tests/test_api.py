@@ -302,6 +302,8 @@ def test_of_a_story_every_text_counts_as_long_as_it_holds(model):
     assert clip.provenance["score"] == pytest.approx(score, abs=2e-4)
     others = np.average(cosines_SS, axis=0, weights=[1, 1, 1.5])
     assert abs(others - score).min() > 1e-3
+    # A text that would take over with the last sample or later is not heard.
+    model.generate("slow piano", seconds=2.00001, seed=3, story=[(1.9, "fast flute")], best_of=2)
 
 
 def test_a_clip_knows_what_made_it(model, tmp_path):

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         # Who is done waits: without its first process the others of a job would fail.
         processes.barrier("sampled", _PATIENCE_SECONDS)
         if processes.count() > 1 and processes.is_first():
-            sampled.sum_up(args.out, processes.count(), sample_meter.total)
+            sampled.sum_up(args.out, sample_meter.total)
     return exit_codes.DONE
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from musiclm.audio import Waveform
 
 
+_SUMMARY = "summary.json"
 # Of every line of a manifest.
 _BEGINNING = b'{"file": "'
 
@@ -55,7 +56,7 @@ class Folder:
         self._manifest = self._path / f"manifest{share}.jsonl"
         self._rejected = self._path / f"rejected{share}.jsonl"
         self._summary = self._path / f"summary{share}.json"
-        with self._writing():
+        with _writing(self._path):
             self._path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._path):
                 pass  # can be written, as is known now and not after the first clips
@@ -75,7 +76,7 @@ class Folder:
                     left.unlink()
             # Each run tells anew, and for those of another number of processes.
             count = share.rpartition("-")[2]
-            for name in ("rejected.jsonl", "summary.json"):
+            for name in ("rejected.jsonl", _SUMMARY):
                 for told in folders.shares(self._path, name):
                     if told == self._rejected or told.stem.partition("-of-")[2] != count:
                         told.unlink(missing_ok=True)
@@ -100,7 +101,7 @@ class Folder:
         """
         name = _name(number)
         record = {"file": name, "line": number, **told, "digest": digest}
-        with self._writing():
+        with _writing(self._path):
             provenance = {**(clip.provenance or {}), "digest": digest}
             dataclasses.replace(clip, provenance=provenance).save(self._path / name)
             _append(self._manifest, record)
@@ -114,7 +115,7 @@ class Folder:
         except errors.UserError as error:
             reason = " ".join(str(error).split())
             print(f"musiclm: line {number} is rejected: {reason}", file=sys.stderr)
-            with self._writing():
+            with _writing(self._path):
                 _append(self._rejected, {"line": number, "reason": reason})
             self.num_rejected += 1
 
@@ -133,7 +134,7 @@ class Folder:
             if (record["file"], record["digest"]) in self._current
         }
         text = "".join(_line(records[number]) for number in sorted(records))
-        with self._writing():
+        with _writing(self._path):
             bundle.write_beside(self._manifest, _encode(text))
             if self._alone:  # one of several does not know what the others still need
                 for manifest in manifests:
@@ -147,35 +148,37 @@ class Folder:
         for left in self._path.glob(f".{name}.*"):
             left.unlink()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise errors.UserError(
-                f"cannot read or write in {str(self._path)!r} ({error.strerror}): mend that or "
-                "make room and start again, what is done stays, or choose another folder with --out"
-            ) from error
-
 
 def sum_up(
-    path: str | os.PathLike[str],
-    num_processes: int,
-    total: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
+    path: str | os.PathLike[str], total: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 ) -> None:
     """Writes the summary of a job whose processes have all closed the folder.
 
     Args:
       path: of the folder.
-      num_processes: of the job.
       total: makes one summary of several.
+
+    Raises:
+      UserError: the folder can't be written.
     """
     from musiclm import bundle
 
-    folder, count = pathlib.Path(path), f"of-{num_processes:05d}"
-    files = (folder / f"summary-{process:05d}-{count}.json" for process in range(num_processes))
-    whole = total([json.loads(file.read_text(encoding="utf-8")) for file in files])
-    bundle.write_beside(folder / "summary.json", _encode(json.dumps(whole, indent=2) + "\n"))
+    folder = pathlib.Path(path)
+    with _writing(folder):
+        parts = [json.loads(part.read_bytes()) for part in folders.shares(folder, _SUMMARY)]
+        text = json.dumps(total(parts), indent=2) + "\n"
+        bundle.write_beside(folder / _SUMMARY, _encode(text))
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot read or write in {str(path)!r} ({error.strerror}): mend that or make room and "
+            "start again, what is done stays, or choose another folder with --out"
+        ) from error
 
 
 def _name(number: int) -> str:

@@ -456,10 +456,11 @@ class Chain:
     def texts(self, clip: Clip) -> list[tuple[float, str]]:
         """The texts that a clip is made of, in the order of time, and the second each holds from.
 
-        Those of its story that no semantic step goes by are not among them.
+        Those of its story that no semantic step goes by are not among them, nor one that would hold
+        for less than a frame.
         """
         rate = self.token_spec.semantic_frame_rate
-        last = self.steps.at(math.ceil(clip.seconds * rate) - 1)
+        last = self.steps.at(int(clip.seconds * rate) - 1)
         texts: list[tuple[float, str]] = []
         for step in range(last + 1):
             text = self._text_at(clip, step)
